@@ -1,0 +1,1 @@
+//! Untrusted checkpoints parsed under limits: safetensors, configs, tokenizer, chat template

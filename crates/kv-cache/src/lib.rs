@@ -1,0 +1,1 @@
+//! Paged KV cache: block allocator (host) and page pools with their append

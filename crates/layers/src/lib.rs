@@ -1,0 +1,1 @@
+//! Fused elementwise steps of a decoder: norms, rotary embedding, activations, embedding

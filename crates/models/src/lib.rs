@@ -1,0 +1,1 @@
+//! Falcon and Llama, assembled once, generic over the backend
