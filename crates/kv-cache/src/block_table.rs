@@ -1,0 +1,190 @@
+//! The pages of one sequence.
+
+use crate::prefix::{Parent, Prefix};
+use crate::{AllocatorError, BlockAllocator};
+use device::PAGE_SIZE;
+
+/// A page's content that must be copied, in every layer, before the next tokens are written.
+///
+/// Copies are to be made in the order they were returned, and before any write of the step that follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct CopyPage {
+    /// The page others go on reading.
+    pub from: u32,
+    /// The sequence's own page.
+    pub to: u32,
+}
+
+/// The pages of one sequence, in order: token `t` lies in `pages()[t / 64]` at place `t % 64`.
+///
+/// A table does not give its pages back by itself: end it with [`Self::release`].
+///
+/// ```
+/// use kv_cache::{BlockAllocator, BlockTable};
+///
+/// let mut allocator = BlockAllocator::new(8)?;
+/// let mut table = BlockTable::new();
+/// table.append_tokens(&mut allocator, 65)?;
+/// assert_eq!(table.pages().len(), 2);
+///
+/// // A fork shares both pages; who writes first into the half-full one is told to copy it.
+/// let mut fork = table.fork(&mut allocator)?;
+/// let copy = fork.append_tokens(&mut allocator, 1)?;
+/// assert_eq!(copy.map(|copy| copy.from), Some(table.pages()[1]));
+/// assert_eq!(allocator.free_pages(), 5);
+///
+/// fork.release(&mut allocator)?;
+/// table.release(&mut allocator)?;
+/// assert_eq!(allocator.free_pages(), 8);
+/// # Ok::<(), kv_cache::AllocatorError>(())
+/// ```
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct BlockTable {
+    pages: Vec<u32>,
+    tokens: usize,
+    /// How many of `pages`, from the first, are full and known to be published.
+    published: usize,
+    salt: u64,
+}
+
+impl BlockTable {
+    /// A sequence without tokens.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A sequence that starts with the longest published prefix of `tokens` in whole pages, and without its last
+    /// token: a step needs at least one to compute. Take [`Self::tokens`] as the number of tokens already in the
+    /// cache.
+    ///
+    /// Only sequences of the same `salt` share pages. Give tenants salts of their own where the time of an answer must
+    /// not tell one what another has asked.
+    pub fn with_prefix(allocator: &mut BlockAllocator, salt: u64, tokens: &[u32]) -> Self {
+        let mut table = Self { salt, ..Self::default() };
+        let reusable = &tokens[..tokens.len().saturating_sub(1)];
+        for &page_tokens in reusable.as_chunks().0 {
+            let Some(parent) = table.parent(allocator) else { break };
+            let Some(page) = allocator.share_published(&Prefix { parent, tokens: page_tokens }) else {
+                break;
+            };
+            table.pages.push(page);
+            table.published += 1;
+            table.tokens += PAGE_SIZE;
+        }
+        table
+    }
+
+    /// The pages, `tokens().div_ceil(64)` of them.
+    pub fn pages(&self) -> &[u32] {
+        &self.pages
+    }
+
+    /// Tokens in the cache.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Pages that [`Self::append_tokens`] would take from the allocator for `count` tokens.
+    pub fn pages_to_append(&self, allocator: &BlockAllocator, count: usize) -> usize {
+        let grown = self.tokens.saturating_add(count).div_ceil(PAGE_SIZE);
+        let copied = usize::from(count > 0 && self.page_to_copy(allocator).is_some());
+        grown - self.pages.len() + copied
+    }
+
+    /// Makes room for `count` more tokens, or changes nothing. Where the last page is half full and others read it,
+    /// the sequence gets a page of its own, and the content to be copied into it is returned.
+    pub fn append_tokens(
+        &mut self,
+        allocator: &mut BlockAllocator,
+        count: usize,
+    ) -> Result<Option<CopyPage>, AllocatorError> {
+        let too_many = AllocatorError::TooManyTokens { tokens: self.tokens, more: count };
+        let tokens = self.tokens.checked_add(count).ok_or(too_many)?;
+        let from = self.page_to_copy(allocator).filter(|_| count > 0);
+        let held = self.pages.len();
+        allocator.allocate_many(self.pages_to_append(allocator, count), &mut self.pages)?;
+        self.tokens = tokens;
+        let Some(from) = from else { return Ok(None) };
+        let to = self.pages.swap_remove(held - 1);
+        // `swap_remove` put the newest page in the place of the shared one.
+        debug_assert_eq!(to, from);
+        allocator.release(from)?;
+        Ok(Some(CopyPage { from, to: self.pages[held - 1] }))
+    }
+
+    /// A second sequence over the same tokens, sharing every page.
+    pub fn fork(&self, allocator: &mut BlockAllocator) -> Result<Self, AllocatorError> {
+        if let Some(&page) = self.pages.iter().find(|&&page| allocator.references(page) == 0) {
+            return Err(AllocatorError::NotHeld { page });
+        }
+        for &page in &self.pages {
+            allocator.share(page)?;
+        }
+        Ok(Self { pages: self.pages.clone(), ..*self })
+    }
+
+    /// Forgets all but the first `tokens` tokens, and gives back the pages behind them.
+    pub fn truncate(&mut self, allocator: &mut BlockAllocator, tokens: usize) -> Result<(), AllocatorError> {
+        if tokens > self.tokens {
+            return Err(AllocatorError::WrongTokens {
+                expected: format!("at most {}", self.tokens),
+                got: tokens,
+            });
+        }
+        // From the end: of a cached chain the last page is to be evicted first, as none can be found without those
+        // before it.
+        while self.pages.len() > tokens.div_ceil(PAGE_SIZE) {
+            if let Some(page) = self.pages.pop() {
+                allocator.release(page)?;
+            }
+        }
+        self.tokens = tokens;
+        self.published = self.published.min(tokens / PAGE_SIZE);
+        Ok(())
+    }
+
+    /// Gives all pages back and leaves a sequence without tokens.
+    pub fn release(&mut self, allocator: &mut BlockAllocator) -> Result<(), AllocatorError> {
+        self.truncate(allocator, 0)
+    }
+
+    /// Publishes every full page, so that later sequences can start with it. `tokens` are the sequence's tokens from
+    /// its start, at least as many as are in the cache; call it when their keys and values are written.
+    ///
+    /// Where equal content is published already, the sequence takes that page and gives its own back. Fails on a page
+    /// that was published with other tokens.
+    pub fn publish(&mut self, allocator: &mut BlockAllocator, tokens: &[u32]) -> Result<(), AllocatorError> {
+        if tokens.len() < self.tokens {
+            let expected = format!("at least {}", self.tokens);
+            return Err(AllocatorError::WrongTokens { expected, got: tokens.len() });
+        }
+        let full = self.tokens / PAGE_SIZE;
+        for &tokens in tokens.as_chunks().0.iter().take(full).skip(self.published) {
+            let Some(parent) = self.parent(allocator) else { break };
+            let (prefix, page) = (Prefix { parent, tokens }, self.pages[self.published]);
+            match allocator.share_published(&prefix) {
+                Some(equal) => {
+                    self.pages[self.published] = equal;
+                    allocator.release(page)?;
+                }
+                None => allocator.publish(page, prefix)?,
+            }
+            self.published += 1;
+        }
+        Ok(())
+    }
+
+    /// What the next page to be published comes after.
+    fn parent(&self, allocator: &BlockAllocator) -> Option<Parent> {
+        match self.published.checked_sub(1) {
+            None => Some(Parent::Root(self.salt)),
+            Some(last) => allocator.parent(*self.pages.get(last)?),
+        }
+    }
+
+    /// The last page, where it is half full and shared.
+    fn page_to_copy(&self, allocator: &BlockAllocator) -> Option<u32> {
+        let &last = self.pages.last()?;
+        (!self.tokens.is_multiple_of(PAGE_SIZE) && allocator.is_shared(last)).then_some(last)
+    }
+}
