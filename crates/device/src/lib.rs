@@ -9,10 +9,14 @@ mod check;
 mod element;
 mod error;
 mod float8;
+mod position;
+mod quantize;
 mod views;
 
 pub use check::Check;
 pub use element::Element;
 pub use error::{ArgumentError, Error, Result};
 pub use float8::{E4m3, E5m2};
+pub use position::{alibi_bias, rotate_head};
+pub use quantize::{quantize_row, scale_of_row};
 pub use views::{ActivationShape, BatchView, KvLayout, KvPages, PAGE_SIZE, QuantizedActivation};
