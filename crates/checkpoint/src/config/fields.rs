@@ -1,0 +1,2 @@
+//! Reading settings out of a JSON object.
+pub(crate) struct Fields;
