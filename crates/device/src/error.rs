@@ -31,8 +31,21 @@ pub enum Error {
     #[error("no NVIDIA driver found (libcuda.so.1); install the driver or use the CPU backend")]
     NoDriver,
     /// The driver reports no GPU.
-    #[error("the NVIDIA driver reports no GPU; check nvidia-smi and CUDA_VISIBLE_DEVICES, or use the CPU backend")]
+    #[error(
+        "the NVIDIA driver reports no GPU; check nvidia-smi and CUDA_VISIBLE_DEVICES, or use the CPU backend"
+    )]
     NoGpu,
+    /// A driver that cannot load the embedded kernels.
+    #[error(
+        "the NVIDIA driver supports CUDA up to {}.{}; the kernels need {}.{}: update the driver (580 or newer)",
+        .found.0, .found.1, .needed.0, .needed.1
+    )]
+    DriverTooOld {
+        /// The newest CUDA version the driver supports, major and minor part.
+        found: (u32, u32),
+        /// The version that the kernels were compiled for.
+        needed: (u32, u32),
+    },
     /// A GPU that the embedded kernels cannot run on.
     #[error("{name} has compute capability {major}.{minor}; the kernels need 9.0 (H100, H200)")]
     UnsupportedComputeCapability {

@@ -9,6 +9,7 @@ mod check;
 mod element;
 mod error;
 mod float8;
+pub mod gpu;
 mod position;
 mod quantize;
 mod views;
