@@ -5,7 +5,7 @@ use crate::E4m3;
 /// Quantizes one token's row to e4m3 and returns its scale.
 ///
 /// ```text
-/// scale         = max |row| / 448, or 1 where that is zero
+/// scale         = max |row| / 448, or 1 where that is not a normal f32 (the row is zero, or as good as zero)
 /// codes[f]      = e4m3(row[f] / scale)                      nearest, ties to even, saturating
 /// group_sums[g] = sum of codes[f] over f in g * group_size .. (g + 1) * group_size
 /// ```
@@ -41,5 +41,5 @@ pub fn quantize_row(row: &[f32], group_size: usize, codes: &mut [E4m3], group_su
 pub fn scale_of_row(row: &[f32]) -> f32 {
     let absmax = row.iter().fold(0.0f32, |absmax, x| absmax.max(x.abs()));
     let scale = absmax / E4m3::MAX;
-    if scale == 0.0 { 1.0 } else { scale }
+    if scale < f32::MIN_POSITIVE { 1.0 } else { scale }
 }
