@@ -1,8 +1,16 @@
 //! What can be wrong with a checkpoint. Each message is one line that names the file and the tensor or key, what was
 //! expected, what came, and the remedy where there is one.
 
+mod config;
+mod tensor;
+mod text;
+
+pub use config::ConfigError;
+pub use tensor::TensorError;
+pub use text::TextError;
+
 /// Shorthand for results of this crate.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Anything that can be wrong with a checkpoint.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -103,22 +111,3 @@ pub enum JsonError {
         got: &'static str,
     },
 }
-
-/// A safetensors file or its index is malformed, or a tensor is not what was asked for.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum TensorError {
-    /// No tensor of that name.
-    #[error("no tensor {tensor}")]
-    Missing {
-        /// The name asked for.
-        tensor: String,
-    },
-}
-
-/// A setting is missing, out of range or unsupported.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ConfigError {}
-
-/// The tokenizer or the chat template is malformed or failed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum TextError {}
