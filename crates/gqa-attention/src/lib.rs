@@ -1,1 +1,7 @@
-//! Prefill and decode attention over a paged KV cache, for MHA, MQA and GQA of any group size
+//! Attention.
+#![cfg_attr(not(feature = "cuda"), forbid(unsafe_code))]
+
+mod attention;
+mod reference;
+
+pub use attention::{Attention, AttentionOptions, AttentionShape};
