@@ -1,0 +1,75 @@
+//! Every bad argument and the exact error it gets.
+// A failed expectation is the test's failure.
+#![allow(clippy::unwrap_used)]
+
+use sampling::{History, Params, Sampler};
+
+#[track_caller]
+fn rejects<T: std::fmt::Debug>(result: device::Result<T>, message: &str) {
+    assert_eq!(result.unwrap_err().to_string(), message);
+}
+
+/// The options are refused by themselves and by the sampler alike.
+#[track_caller]
+fn refused(params: Params, message: &str) {
+    rejects(params.validate(), message);
+    rejects(Sampler::new(10, &params), message);
+}
+
+#[test]
+fn options() {
+    let none = Params::default;
+    for temperature in [-0.5, f32::NAN, f32::INFINITY] {
+        let message =
+            format!("sample: temperature: expected a finite number of at least 0, got {temperature}");
+        refused(Params { temperature, ..none() }, &message);
+    }
+    for top_p in [0.0, -0.1, 1.5, f32::NAN] {
+        let message = format!("sample: top_p: expected a number above 0 and up to 1, got {top_p}");
+        refused(Params { top_p, ..none() }, &message);
+    }
+    for min_p in [-0.1, 1.5, f32::NAN] {
+        let message = format!("sample: min_p: expected a number from 0 to 1, got {min_p}");
+        refused(Params { min_p, ..none() }, &message);
+    }
+    for repetition_penalty in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        let message =
+            format!("sample: repetition_penalty: expected a finite number above 0, got {repetition_penalty}");
+        refused(Params { repetition_penalty, ..none() }, &message);
+    }
+    for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let message = |argument| format!("sample: {argument}: expected a finite number, got {value}");
+        refused(Params { presence_penalty: value, ..none() }, &message("presence_penalty"));
+        refused(Params { frequency_penalty: value, ..none() }, &message("frequency_penalty"));
+        refused(Params { logit_bias: vec![(0, 0.0), (1, value)], ..none() }, &message("logit_bias"));
+    }
+}
+
+#[test]
+fn vocabulary() {
+    let params = Params { logit_bias: vec![(9, 0.0), (10, 0.0)], ..Params::default() };
+    assert_eq!(params.validate(), Ok(()));
+    assert!(Sampler::new(11, &params).is_ok());
+    rejects(Sampler::new(10, &params), "sample: logit_bias: expected token ids below 10, got 10");
+    rejects(Sampler::new(0, &params), "sample: vocab_size: expected at least 1, got 0");
+    let message = "sample: vocab_size: expected at most 2^32, got 4294967297";
+    rejects(Sampler::new((1 << 32) + 1, &params), message);
+}
+
+#[test]
+fn rows() {
+    let params = Params::default();
+    let sample = |logits: &[f32], tokens: &[u32], prompt_len: usize| {
+        Sampler::new(3, &params).unwrap().sample(logits, History { tokens, prompt_len }, 0)
+    };
+    let fine = [0.0, 1.0, 2.0];
+    assert_eq!(sample(&fine, &[0, 2], 2).unwrap().token, 2);
+    rejects(sample(&fine[..2], &[], 0), "sample: logits: expected 3 elements, got 2");
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let message = format!("sample: logits: expected finite numbers, got {bad} for token 1");
+        rejects(sample(&[0.0, bad, bad], &[], 0), &message);
+    }
+    rejects(sample(&fine, &[0, 3], 0), "sample: history.tokens: expected token ids below 3, got 3");
+    let message = "sample: history.prompt_len: expected at most the 2 tokens of the history, got 3";
+    rejects(sample(&fine, &[0, 1], 3), message);
+}
