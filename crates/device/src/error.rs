@@ -56,6 +56,9 @@ pub enum Error {
         /// Minor part of what was found.
         minor: i32,
     },
+    /// No cuBLASLt library on this machine, which products without a kernel of their own go through.
+    #[error("no cuBLASLt found (libcublasLt.so.13); install CUDA 13's, or add its folder to LD_LIBRARY_PATH")]
+    NoCublasLt,
     /// A device allocation failed.
     #[error("out of GPU memory allocating {what}: {requested} bytes requested, {free} bytes free of {total}")]
     OutOfMemory {

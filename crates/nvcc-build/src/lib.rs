@@ -1,10 +1,8 @@
 //! Compiles a crate's CUDA kernels to sm_90a cubins from its build script.
 //!
 //! ```no_run
-//! // build.rs
-//! fn main() {
-//!     nvcc_build::compile(&["kernels/x_sm90.cu"]);
-//! }
+//! // in the `main` of build.rs
+//! nvcc_build::compile(&["kernels/x_sm90.cu"]);
 //! ```
 //!
 //! Each `NAME.cu` becomes `$OUT_DIR/NAME.cubin`, to be embedded with `include_bytes!`. nvcc is, in this order: `$NVCC`,
@@ -82,6 +80,7 @@ fn nvcc() -> Result<Command, String> {
     let tool = cc::Build::new()
         .cuda(true)
         .no_default_flags(true)
+        .warnings(false)
         .compiler(&path)
         .try_get_compiler()
         .map_err(|error| format!("{}: {error}", path.display()))?;

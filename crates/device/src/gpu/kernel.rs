@@ -97,7 +97,7 @@ impl Kernel {
     ///   `input` are not written.
     /// - Slices and tensor maps belong to `stream`'s context, and their memory stays allocated until the kernel is done.
     ///   A slice dropped meanwhile is freed in its own stream's order: with one stream that is late enough.
-    pub unsafe fn launch(&self, stream: &CudaStream, launch: Launch, args: &Args<'_>) -> Result<()> {
+    pub unsafe fn launch(&self, stream: &CudaStream, launch: Launch, args: Args<'_>) -> Result<()> {
         if launch.is_empty() {
             return Ok(());
         }

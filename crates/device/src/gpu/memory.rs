@@ -4,7 +4,8 @@ use super::context::{memory_info, trim};
 use super::{DriverResult, driver_error};
 use crate::{Check, E4m3, E5m2, Error, Result};
 use cudarc::driver::{
-    CudaContext, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DeviceSlice, DriverError, ValidAsZeroBits, sys,
+    CudaContext, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, DeviceSlice, DriverError,
+    ValidAsZeroBits, sys,
 };
 use std::sync::Arc;
 
@@ -71,7 +72,21 @@ pub fn check_aligned<T>(
     bytes: u64,
     stream: &CudaStream,
 ) -> Result<()> {
-    let (address, _guard) = slice.device_ptr(stream);
+    check_address(check, argument, slice.device_ptr(stream).0, bytes)
+}
+
+/// The same of one that is written.
+pub fn check_aligned_mut<T>(
+    check: Check,
+    argument: &'static str,
+    slice: &mut impl DevicePtrMut<T>,
+    bytes: u64,
+    stream: &CudaStream,
+) -> Result<()> {
+    check_address(check, argument, slice.device_ptr_mut(stream).0, bytes)
+}
+
+fn check_address(check: Check, argument: &'static str, address: u64, bytes: u64) -> Result<()> {
     let ok = address.is_multiple_of(bytes);
     check.that(
         ok,

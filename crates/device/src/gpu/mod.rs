@@ -35,7 +35,7 @@ pub use {
     graph::Graph,
     kernel::{Cubin, Kernel},
     launch::{Args, Extent, Launch},
-    memory::{check_aligned, check_len, download, upload, zeros},
+    memory::{check_aligned, check_aligned_mut, check_len, download, upload, zeros},
     pinned::Pinned,
     tensor_map::{MapElement, Swizzle, TensorMap, Tile},
 };
