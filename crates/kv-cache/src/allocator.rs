@@ -1,8 +1,7 @@
 //! Who holds which page.
 
-use crate::prefix::{Parent, Prefix, Published};
+use crate::prefix::{PrefixHash, PrefixHasher};
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 
 /// Why a page could not be had or given back.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -84,17 +83,17 @@ pub struct BlockAllocator {
     free: Vec<u32>,
     /// Cached pages by the moment of their last release.
     idle: BTreeMap<u64, u32>,
-    /// Published pages by content. Keys are compared in full, so no two contents are ever taken for one another; the
-    /// hash is SipHash under a random key, so nobody can choose prompts that collide in it.
-    published: HashMap<Arc<Prefix>, u32>,
-    /// Counts releases and publications: a value is never used twice.
+    /// Published pages by content.
+    published: HashMap<PrefixHash, u32>,
+    hasher: PrefixHasher,
+    /// Counts releases.
     clock: u64,
 }
 
 #[derive(Debug, Clone, Default)]
 struct Page {
     references: usize,
-    published: Option<Published>,
+    published: Option<PrefixHash>,
     /// The key in `idle` while cached.
     idle_since: u64,
 }
@@ -108,6 +107,7 @@ impl BlockAllocator {
             free: (0..count).rev().collect(),
             idle: BTreeMap::new(),
             published: HashMap::new(),
+            hasher: PrefixHasher::default(),
             clock: 0,
         })
     }
@@ -166,7 +166,8 @@ impl BlockAllocator {
 
     /// One reference less. With the last one the page becomes free, or cached where it was published.
     pub fn release(&mut self, page: u32) -> Result<(), AllocatorError> {
-        let now = self.tick();
+        self.clock += 1;
+        let now = self.clock;
         let held = self.page_mut(page)?;
         match held.references {
             0 => return Err(AllocatorError::NotHeld { page }),
@@ -190,8 +191,8 @@ impl BlockAllocator {
     }
 
     /// One more reference to the page published as `prefix`, if there is one.
-    pub(crate) fn share_published(&mut self, prefix: &Prefix) -> Option<u32> {
-        let &page = self.published.get(prefix)?;
+    pub(crate) fn share_published(&mut self, prefix: PrefixHash) -> Option<u32> {
+        let &page = self.published.get(&prefix)?;
         let found = self.pages.get_mut(page as usize)?;
         if found.references == 0 {
             self.idle.remove(&found.idle_since);
@@ -201,36 +202,28 @@ impl BlockAllocator {
     }
 
     /// Publishes the held `page` as `prefix`; the caller has made sure that none is published as that.
-    pub(crate) fn publish(&mut self, page: u32, prefix: Prefix) -> Result<(), AllocatorError> {
-        let (id, key) = (self.tick(), Arc::new(prefix));
+    pub(crate) fn publish(&mut self, page: u32, prefix: PrefixHash) -> Result<(), AllocatorError> {
         match self.page_mut(page)? {
             Page { references: 0, .. } => Err(AllocatorError::NotHeld { page }),
             Page { published: Some(_), .. } => Err(AllocatorError::OtherTokens { page }),
             held => {
-                held.published = Some(Published { key: key.clone(), id });
-                self.published.insert(key, page);
+                held.published = Some(prefix);
+                self.published.insert(prefix, page);
                 Ok(())
             }
         }
     }
 
-    /// What stands for the tokens up to the end of the published `page` in the key of the page after it.
-    pub(crate) fn parent(&self, page: u32) -> Option<Parent> {
-        let published = self.pages.get(page as usize)?.published.as_ref()?;
-        Some(Parent::Page(published.id))
+    pub(crate) fn hasher(&self) -> &PrefixHasher {
+        &self.hasher
     }
 
     /// Takes the cached page that was released first.
     fn evict(&mut self) -> Option<u32> {
         let (_, page) = self.idle.pop_first()?;
-        let published = self.pages.get_mut(page as usize)?.published.take()?;
-        self.published.remove(&published.key);
+        let prefix = self.pages.get_mut(page as usize)?.published.take()?;
+        self.published.remove(&prefix);
         Some(page)
-    }
-
-    fn tick(&mut self) -> u64 {
-        self.clock += 1;
-        self.clock
     }
 
     fn out_of_pages(&self, requested: usize) -> AllocatorError {

@@ -27,10 +27,10 @@ impl RopeAppend {
     pub fn new(query_heads: usize, layout: KvLayout, rotary_dim: usize) -> Result<Self> {
         CHECK.positive("query_heads", query_heads)?;
         let fits = rotary_dim.is_multiple_of(2) && rotary_dim <= layout.head_dim();
-        let expected = format_args!("a multiple of 2, at most {}", layout.head_dim()).to_string();
-        CHECK.that(fits, "rotary_dim", expected, rotary_dim)?;
+        let head_dim = layout.head_dim();
+        CHECK.that(fits, "rotary_dim", format_args!("a multiple of 2, at most {head_dim}"), rotary_dim)?;
         let heads = query_heads.saturating_add(2 * layout.kv_heads());
-        CHECK.product("query_heads", &[heads, layout.head_dim()])?;
+        CHECK.product("query_heads", &[heads, head_dim])?;
         Ok(Self { query_heads, layout, rotary_dim })
     }
 
@@ -66,9 +66,9 @@ impl RopeAppend {
         };
         len("qkv", lengths.qkv, CHECK.product("qkv", &[tokens, self.qkv_features()])?)?;
         let (shared, own) = (self.rotary_dim / 2, sequences.saturating_mul(self.rotary_dim / 2));
-        let got = lengths.inverse_frequencies;
-        let expected = format_args!("{shared} elements, or {own}: as many for each sequence").to_string();
-        CHECK.that(got == shared || got == own, "inverse_frequencies", expected, got)?;
+        let (ok, got) = ([shared, own].contains(&lengths.inverse_frequencies), lengths.inverse_frequencies);
+        let expected = format_args!("{shared} elements, or {own}: as many for each sequence");
+        CHECK.that(ok, "inverse_frequencies", expected, got)?;
         len("queries", lengths.queries, tokens * self.query_features())?;
         len("key_scales", lengths.key_scales, self.layout.kv_heads())?;
         len("value_scales", lengths.value_scales, self.layout.kv_heads())

@@ -1,6 +1,6 @@
 //! The pages of one sequence.
 
-use crate::prefix::{Parent, Prefix};
+use crate::prefix::PrefixHash;
 use crate::{AllocatorError, BlockAllocator};
 use device::PAGE_SIZE;
 
@@ -42,8 +42,8 @@ pub struct CopyPage {
 pub struct BlockTable {
     pages: Vec<u32>,
     tokens: usize,
-    /// How many of `pages`, from the first, are full and known to be published.
-    published: usize,
+    /// Those of `pages`, from the first, that are full and known to be published.
+    published: Vec<PrefixHash>,
     salt: u64,
 }
 
@@ -62,13 +62,11 @@ impl BlockTable {
     pub fn with_prefix(allocator: &mut BlockAllocator, salt: u64, tokens: &[u32]) -> Self {
         let mut table = Self { salt, ..Self::default() };
         let reusable = &tokens[..tokens.len().saturating_sub(1)];
-        for &page_tokens in reusable.as_chunks().0 {
-            let Some(parent) = table.parent(allocator) else { break };
-            let Some(page) = allocator.share_published(&Prefix { parent, tokens: page_tokens }) else {
-                break;
-            };
+        for page_tokens in reusable.as_chunks().0 {
+            let prefix = table.prefix(allocator, page_tokens);
+            let Some(page) = allocator.share_published(prefix) else { break };
             table.pages.push(page);
-            table.published += 1;
+            table.published.push(prefix);
             table.tokens += PAGE_SIZE;
         }
         table
@@ -120,7 +118,8 @@ impl BlockTable {
         for &page in &self.pages {
             allocator.share(page)?;
         }
-        Ok(Self { pages: self.pages.clone(), ..*self })
+        let (pages, published) = (self.pages.clone(), self.published.clone());
+        Ok(Self { pages, published, ..*self })
     }
 
     /// Forgets all but the first `tokens` tokens, and gives back the pages behind them.
@@ -139,7 +138,7 @@ impl BlockTable {
             }
         }
         self.tokens = tokens;
-        self.published = self.published.min(tokens / PAGE_SIZE);
+        self.published.truncate(tokens / PAGE_SIZE);
         Ok(())
     }
 
@@ -159,27 +158,26 @@ impl BlockTable {
             return Err(AllocatorError::WrongTokens { expected, got: tokens.len() });
         }
         let full = self.tokens / PAGE_SIZE;
-        for &tokens in tokens.as_chunks().0.iter().take(full).skip(self.published) {
-            let Some(parent) = self.parent(allocator) else { break };
-            let (prefix, page) = (Prefix { parent, tokens }, self.pages[self.published]);
-            match allocator.share_published(&prefix) {
+        for (page, tokens) in tokens.as_chunks().0.iter().enumerate().take(full).skip(self.published.len()) {
+            let prefix = self.prefix(allocator, tokens);
+            let own = self.pages[page];
+            match allocator.share_published(prefix) {
                 Some(equal) => {
-                    self.pages[self.published] = equal;
-                    allocator.release(page)?;
+                    self.pages[page] = equal;
+                    allocator.release(own)?;
                 }
-                None => allocator.publish(page, prefix)?,
+                None => allocator.publish(own, prefix)?,
             }
-            self.published += 1;
+            self.published.push(prefix);
         }
         Ok(())
     }
 
-    /// What the next page to be published comes after.
-    fn parent(&self, allocator: &BlockAllocator) -> Option<Parent> {
-        match self.published.checked_sub(1) {
-            None => Some(Parent::Root(self.salt)),
-            Some(last) => allocator.parent(*self.pages.get(last)?),
-        }
+    /// The prefix that ends with `tokens`, the page after the published ones.
+    fn prefix(&self, allocator: &BlockAllocator, tokens: &[u32; PAGE_SIZE]) -> PrefixHash {
+        let hasher = allocator.hasher();
+        let parent = self.published.last().copied().unwrap_or_else(|| hasher.root(self.salt));
+        hasher.page(parent, tokens)
     }
 
     /// The last page, where it is half full and shared.

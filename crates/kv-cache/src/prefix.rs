@@ -1,33 +1,34 @@
 //! What a published page is found by.
 
 use device::PAGE_SIZE;
-use std::sync::Arc;
+use std::hash::{BuildHasher, RandomState};
 
-/// The key of a published page: its own 64 tokens and, through the page before it, all the tokens before those.
+/// Stands for all tokens of a sequence up to the end of a page, and for its salt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct PrefixHash([u64; 2]);
+
+/// Chains the hashes of pages:
 ///
 /// ```text
-///   Root(salt) ◄── [64 tokens] ◄── [64 tokens] ◄── [64 tokens]
-///                  page 9, id 3    page 4, id 5    page 6, id 8
+///   salt ──► hash ◄── 64 tokens of page 0
+///             └─────► hash ◄── 64 tokens of page 1
+///                      └─────► ..
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct Prefix {
-    pub parent: Parent,
-    pub tokens: [u32; PAGE_SIZE],
-}
+///
+/// 128 bits of SipHash (Aumasson and Bernstein 2012) under two keys drawn at random with the allocator and shown to nobody. A
+/// page of another text would only be taken for this one if both halves agreed: among n pages by chance with
+/// a probability below n^2 / 2^129, and nobody can look for such texts without the keys.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct PrefixHasher([RandomState; 2]);
 
-/// What came before a page.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Parent {
-    /// Nothing. Sequences of different salts share no page.
-    Root(u64),
-    /// The published page of this id. An id is never given to a second page, not even to one of equal content: a
-    /// page whose parent was evicted cannot be reached by any other text.
-    Page(u64),
-}
+impl PrefixHasher {
+    /// The hash of no tokens.
+    pub fn root(&self, salt: u64) -> PrefixHash {
+        PrefixHash(self.0.each_ref().map(|key| key.hash_one(salt)))
+    }
 
-/// A page's entry among the published.
-#[derive(Debug, Clone)]
-pub(crate) struct Published {
-    pub key: Arc<Prefix>,
-    pub id: u64,
+    /// The hash of what `parent` stands for and one more page.
+    pub fn page(&self, parent: PrefixHash, tokens: &[u32; PAGE_SIZE]) -> PrefixHash {
+        PrefixHash(self.0.each_ref().map(|key| key.hash_one((parent, tokens))))
+    }
 }

@@ -1,0 +1,421 @@
+//! The allocator and its tables against a naive model: a million random operations, and what a cache of this kind must do in
+//! plain examples.
+
+// Helpers beside the tests.
+#![allow(clippy::unwrap_used)]
+
+use device::PAGE_SIZE;
+use kv_cache::{AllocatorError, BlockAllocator, BlockTable, CopyPage};
+use op_test::Rng;
+use std::collections::HashMap;
+
+/// What the simulated cache holds for the next token: it depends on every token up to that one, as a real key does.
+fn next_key(key: u64, token: u32) -> u64 {
+    (key ^ u64::from(token)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+}
+
+fn keys(tokens: &[u32]) -> Vec<u64> {
+    let next = |key: &mut u64, &token: &u32| {
+        *key = next_key(*key, token);
+        Some(*key)
+    };
+    tokens.iter().scan(17, next).collect()
+}
+
+/// How often the rare things happened, so that the test cannot pass by missing them.
+#[derive(Debug, Default, Clone, Copy)]
+struct Seen {
+    copied: usize,
+    refused: usize,
+    found: usize,
+    evicted: usize,
+    replaced: usize,
+}
+
+/// A sequence as the model knows it.
+struct Sequence {
+    table: BlockTable,
+    tokens: Vec<u32>,
+    salt: u64,
+}
+
+/// What is published: the salt and all tokens up to the page's end.
+type Prefix = (u64, Vec<u32>);
+
+/// The naive model: every rule as one plain loop over lists.
+struct Model {
+    allocator: BlockAllocator,
+    /// The simulated keys: what was written into each slot.
+    memory: Vec<[u64; PAGE_SIZE]>,
+    sequences: Vec<Sequence>,
+    /// Pages held outside any table, once for every reference.
+    loose: Vec<u32>,
+    published: HashMap<u32, Prefix>,
+    /// Published pages that nobody holds, the one released first in front.
+    idle: Vec<u32>,
+    seen: Seen,
+}
+
+impl Model {
+    fn new(pages: usize) -> Self {
+        Self {
+            allocator: BlockAllocator::new(pages).unwrap(),
+            memory: vec![[0; PAGE_SIZE]; pages],
+            sequences: vec![],
+            loose: vec![],
+            published: HashMap::new(),
+            idle: vec![],
+            seen: Seen::default(),
+        }
+    }
+
+    /// How many hold `page`.
+    fn holders(&self, page: u32) -> usize {
+        let in_tables = self.sequences.iter().flat_map(|s| s.table.pages()).filter(|&&p| p == page).count();
+        in_tables + self.loose.iter().filter(|&&p| p == page).count()
+    }
+
+    /// What `count` allocations do to the cache: the oldest idle pages go once no free page is left.
+    fn expect_allocation(&mut self, count: usize) {
+        let held = (0..self.memory.len() as u32).filter(|&page| self.holders(page) > 0).count();
+        let free = self.memory.len() - held - self.idle.len();
+        for page in self.idle.drain(..count.saturating_sub(free)) {
+            self.published.remove(&page);
+            self.seen.evicted += 1;
+        }
+    }
+
+    /// What happened to `before`, a list of pages given back in this order.
+    fn expect_release(&mut self, before: impl IntoIterator<Item = u32>) {
+        for page in before {
+            if self.holders(page) == 0 && self.published.contains_key(&page) {
+                self.idle.push(page);
+            }
+        }
+    }
+
+    fn page_of(&self, prefix: &Prefix) -> Option<u32> {
+        self.published.iter().find(|(_, content)| *content == prefix).map(|(&page, _)| page)
+    }
+
+    /// Conservation, reference counts, and that a table reads back what its tokens say.
+    fn check(&self, rng: &mut Rng) {
+        let pages = self.memory.len();
+        let mut held = 0;
+        for page in 0..pages as u32 {
+            let holders = self.holders(page);
+            assert_eq!(self.allocator.references(page), holders, "references of page {page}");
+            held += usize::from(holders > 0);
+        }
+        assert_eq!(self.allocator.free_pages(), pages - held);
+        assert_eq!(self.allocator.cached_pages(), self.idle.len());
+        if self.sequences.is_empty() {
+            return;
+        }
+        let sequence = &self.sequences[rng.below(0..self.sequences.len())];
+        assert_eq!(sequence.table.tokens(), sequence.tokens.len());
+        assert_eq!(sequence.table.pages().len(), sequence.tokens.len().div_ceil(PAGE_SIZE));
+        for (position, key) in keys(&sequence.tokens).into_iter().enumerate() {
+            let page = sequence.table.pages()[position / PAGE_SIZE] as usize;
+            assert_eq!(self.memory[page][position % PAGE_SIZE], key, "position {position} in page {page}");
+        }
+    }
+
+    /// Tokens in one of two kinds a page, so that prompts often share whole pages.
+    fn more_tokens(rng: &mut Rng, tokens: &mut Vec<u32>, count: usize) {
+        for _ in 0..count {
+            let kind = match tokens.len() % PAGE_SIZE {
+                0 => rng.below(0..2) as u32,
+                _ => tokens[tokens.len() - 1] % 2,
+            };
+            tokens.push(tokens.len() as u32 * 2 + kind);
+        }
+    }
+
+    fn start(&mut self, rng: &mut Rng) {
+        let (mut tokens, salt, len) = (vec![], rng.below(0..2) as u64, rng.below(0..5 * PAGE_SIZE));
+        Self::more_tokens(rng, &mut tokens, len);
+        let mut want = vec![];
+        while (want.len() + 1) * PAGE_SIZE < tokens.len() {
+            let end = (want.len() + 1) * PAGE_SIZE;
+            let Some(page) = self.page_of(&(salt, tokens[..end].to_vec())) else { break };
+            want.push(page);
+        }
+        let table = BlockTable::with_prefix(&mut self.allocator, salt, &tokens);
+        assert_eq!(table.pages(), want);
+        self.idle.retain(|page| !want.contains(page));
+        tokens.truncate(table.tokens());
+        self.seen.found += usize::from(!want.is_empty());
+        self.sequences.push(Sequence { table, tokens, salt });
+    }
+
+    fn append(&mut self, rng: &mut Rng, index: usize) {
+        let count = rng.below(0..3 * PAGE_SIZE);
+        let held = self.sequences[index].tokens.len();
+        let last = self.sequences[index].table.pages().last().copied();
+        let shared = last.is_some_and(|last| self.holders(last) > 1 || self.published.contains_key(&last));
+        let copied = count > 0 && !held.is_multiple_of(PAGE_SIZE) && shared;
+        let needed = (held + count).div_ceil(PAGE_SIZE) - held.div_ceil(PAGE_SIZE) + usize::from(copied);
+        let sequence = &mut self.sequences[index];
+        assert_eq!(sequence.table.pages_to_append(&self.allocator, count), needed);
+        let free = self.allocator.free_pages();
+        let before = sequence.table.pages().to_vec();
+        match sequence.table.append_tokens(&mut self.allocator, count) {
+            Err(error) => {
+                let pages = self.memory.len();
+                assert_eq!(error, AllocatorError::OutOfPages { requested: needed, free, pages });
+                assert!(needed > free);
+                assert_eq!(sequence.table.pages(), before);
+                self.seen.refused += 1;
+                return;
+            }
+            Ok(copy) => {
+                let to = sequence.table.pages().get(before.len().saturating_sub(1)).copied();
+                assert_eq!(copy, copied.then(|| CopyPage { from: last.unwrap(), to: to.unwrap() }));
+            }
+        }
+        // Everything at once, so that the model counts what is free as it was before.
+        let after = std::mem::replace(&mut sequence.table, BlockTable::new());
+        self.loose.extend(&before);
+        self.expect_allocation(needed);
+        self.loose.truncate(self.loose.len() - before.len());
+        let sequence = &mut self.sequences[index];
+        sequence.table = after;
+        if copied {
+            let (from, to) = (last.unwrap(), sequence.table.pages()[before.len() - 1]);
+            self.memory[to as usize] = self.memory[from as usize];
+            self.expect_release([from]);
+            self.seen.copied += 1;
+        }
+        let sequence = &mut self.sequences[index];
+        Self::more_tokens(rng, &mut sequence.tokens, count);
+        for (position, key) in keys(&sequence.tokens).into_iter().enumerate().skip(held) {
+            let page = sequence.table.pages()[position / PAGE_SIZE] as usize;
+            self.memory[page][position % PAGE_SIZE] = key;
+        }
+    }
+
+    fn fork(&mut self, index: usize) {
+        let parent = &self.sequences[index];
+        let table = parent.table.fork(&mut self.allocator).unwrap();
+        assert_eq!(table.pages(), parent.table.pages());
+        let (tokens, salt) = (parent.tokens.clone(), parent.salt);
+        self.sequences.push(Sequence { table, tokens, salt });
+    }
+
+    fn truncate(&mut self, rng: &mut Rng, index: usize) {
+        let sequence = &mut self.sequences[index];
+        let held = sequence.tokens.len();
+        let error = sequence.table.truncate(&mut self.allocator, held + 1).unwrap_err();
+        assert_eq!(error, AllocatorError::WrongTokens { expected: format!("at most {held}"), got: held + 1 });
+        let left = rng.below(0..held + 1);
+        let dropped = sequence.table.pages()[left.div_ceil(PAGE_SIZE)..].to_vec();
+        sequence.table.truncate(&mut self.allocator, left).unwrap();
+        sequence.tokens.truncate(left);
+        self.expect_release(dropped.into_iter().rev());
+    }
+
+    fn finish(&mut self, index: usize) {
+        let mut sequence = self.sequences.swap_remove(index);
+        let pages = sequence.table.pages().to_vec();
+        sequence.table.release(&mut self.allocator).unwrap();
+        assert_eq!(sequence.table.tokens(), 0);
+        self.expect_release(pages.into_iter().rev());
+    }
+
+    fn publish(&mut self, index: usize) {
+        let Sequence { table, tokens, salt } = &mut self.sequences[index];
+        let before = table.pages().to_vec();
+        if let Some(short) = tokens.len().checked_sub(1) {
+            let error = table.publish(&mut self.allocator, &tokens[..short]).unwrap_err();
+            let expected = format!("at least {}", tokens.len());
+            assert_eq!(error, AllocatorError::WrongTokens { expected, got: short });
+        }
+        table.publish(&mut self.allocator, tokens).unwrap();
+        let (after, salt) = (table.pages().to_vec(), *salt);
+        for (number, (&before, &after)) in before.iter().zip(&after).enumerate() {
+            let end = (number + 1) * PAGE_SIZE;
+            let tokens = &self.sequences[index].tokens;
+            if end > tokens.len() {
+                assert_eq!(before, after);
+                continue;
+            }
+            let prefix = (salt, tokens[..end].to_vec());
+            match self.page_of(&prefix) {
+                Some(equal) => {
+                    assert_eq!(after, equal, "page {number} is shared");
+                    self.seen.replaced += usize::from(before != equal);
+                }
+                None => {
+                    assert_eq!(before, after, "page {number} is the first of its content");
+                    self.published.insert(after, prefix);
+                }
+            }
+            self.idle.retain(|&page| page != after);
+        }
+        self.expect_release(
+            before.into_iter().zip(after).filter(|(before, after)| before != after).map(|p| p.0),
+        );
+    }
+
+    /// Pages without a table, and every misuse of them.
+    fn loose_pages(&mut self, rng: &mut Rng) {
+        let pages = self.memory.len();
+        let page = rng.below(0..pages + 2) as u32;
+        let unknown = AllocatorError::UnknownPage { page, pages };
+        let refused = if page as usize >= pages { unknown } else { AllocatorError::NotHeld { page } };
+        match rng.below(0..3) {
+            0 => {
+                let free = self.allocator.free_pages();
+                self.expect_allocation(usize::from(free > 0));
+                match self.allocator.allocate() {
+                    Ok(page) => self.loose.push(page),
+                    Err(error) => assert_eq!(
+                        (error, free),
+                        (AllocatorError::OutOfPages { requested: 1, free, pages }, 0)
+                    ),
+                }
+            }
+            1 if self.holders(page) > 0 => {
+                self.allocator.share(page).unwrap();
+                self.loose.push(page);
+            }
+            1 => assert_eq!(self.allocator.share(page), Err(refused)),
+            _ => match self.loose.iter().position(|&held| held == page) {
+                Some(at) => {
+                    self.loose.swap_remove(at);
+                    self.allocator.release(page).unwrap();
+                    self.expect_release([page]);
+                }
+                None if self.holders(page) == 0 => assert_eq!(self.allocator.release(page), Err(refused)),
+                None => {}
+            },
+        }
+    }
+}
+
+/// Random operations from a seed, all pages given back at the end.
+fn random_operations(seed: u64, operations: usize) -> Seen {
+    let mut rng = Rng::new(seed);
+    let mut model = Model::new(rng.below(1..40));
+    for _ in 0..operations {
+        let open = model.sequences.len();
+        match rng.below(0..16) {
+            0..3 if open < 6 => model.start(&mut rng),
+            3..8 if open > 0 => {
+                let index = rng.below(0..open);
+                model.append(&mut rng, index);
+            }
+            8 if open > 0 && open < 6 => model.fork(rng.below(0..open)),
+            9 if open > 0 => {
+                let index = rng.below(0..open);
+                model.truncate(&mut rng, index);
+            }
+            10..12 if open > 0 => model.finish(rng.below(0..open)),
+            12..15 if open > 0 => model.publish(rng.below(0..open)),
+            15 => model.loose_pages(&mut rng),
+            _ => {}
+        }
+        model.check(&mut rng);
+    }
+    while let Some(page) = model.loose.pop() {
+        model.allocator.release(page).unwrap();
+    }
+    while !model.sequences.is_empty() {
+        model.finish(0);
+    }
+    assert_eq!(model.allocator.free_pages(), model.memory.len(), "a page is lost");
+    model.seen
+}
+
+#[test]
+fn a_million_random_operations_match_the_model() {
+    let mut total = Seen::default();
+    for seed in 0..100 {
+        let run = std::panic::catch_unwind(|| random_operations(seed, 10_000));
+        assert!(run.is_ok(), "seed {seed}");
+        let seen = run.unwrap();
+        total.copied += seen.copied;
+        total.refused += seen.refused;
+        total.found += seen.found;
+        total.evicted += seen.evicted;
+        total.replaced += seen.replaced;
+    }
+    println!("{total:?}");
+    let Seen { copied, refused, found, evicted, replaced } = total;
+    assert!([copied, refused, found, evicted, replaced].into_iter().all(|count| count > 1000), "{total:?}");
+}
+
+/// A table over the given tokens.
+fn filled(allocator: &mut BlockAllocator, salt: u64, tokens: &[u32]) -> BlockTable {
+    let mut table = BlockTable::with_prefix(allocator, salt, tokens);
+    table.append_tokens(allocator, tokens.len() - table.tokens()).unwrap();
+    table.publish(allocator, tokens).unwrap();
+    table
+}
+
+#[test]
+fn a_prompt_starts_with_the_pages_of_an_equal_one() {
+    let mut allocator = BlockAllocator::new(8).unwrap();
+    let tokens: Vec<u32> = (0..200).collect();
+    let mut first = filled(&mut allocator, 0, &tokens);
+    // 200 tokens are three full pages; of 192, the last token is left to compute, so two pages are reused.
+    let mut equal = BlockTable::with_prefix(&mut allocator, 0, &tokens[..192]);
+    assert_eq!(equal.pages(), &first.pages()[..2]);
+    assert_eq!(equal.tokens(), 128);
+    // Another salt, another first token: nothing in common, though the second page's tokens are equal.
+    assert_eq!(BlockTable::with_prefix(&mut allocator, 1, &tokens).tokens(), 0);
+    let mut other = tokens.clone();
+    other[0] = 999;
+    assert_eq!(BlockTable::with_prefix(&mut allocator, 0, &other).tokens(), 0);
+    // What was given back can still be found.
+    first.release(&mut allocator).unwrap();
+    equal.release(&mut allocator).unwrap();
+    assert_eq!((allocator.free_pages(), allocator.cached_pages()), (8, 3));
+    assert_eq!(BlockTable::with_prefix(&mut allocator, 0, &tokens).tokens(), 192);
+}
+
+#[test]
+fn what_was_used_last_is_evicted_last_and_a_chain_from_its_end() {
+    let mut allocator = BlockAllocator::new(4).unwrap();
+    let prompt = |first: u32| -> Vec<u32> { (first..first + 129).collect() };
+    let mut old = filled(&mut allocator, 0, &prompt(0));
+    old.release(&mut allocator).unwrap();
+    // Two pages stay cached, one is free; the new prompt needs three.
+    let mut new = filled(&mut allocator, 0, &prompt(1000));
+    assert_eq!(BlockTable::with_prefix(&mut allocator, 0, &prompt(0)).tokens(), 64);
+    new.release(&mut allocator).unwrap();
+}
+
+#[test]
+fn errors_say_what_is_wrong() {
+    let mut allocator = BlockAllocator::new(2).unwrap();
+    let page = allocator.allocate().unwrap();
+    let text = |error: AllocatorError| error.to_string();
+    let too_many = BlockAllocator::new(1 << 32).unwrap_err();
+    assert_eq!(text(too_many), "block allocator: pages: expected at most 4294967295, got 4294967296");
+    let refused = allocator.allocate_many(2, &mut vec![]).unwrap_err();
+    assert_eq!(text(refused), "block allocator: 2 pages requested, 1 free of 2");
+    assert_eq!(text(allocator.share(7).unwrap_err()), "block allocator: page 7 of a pool of 2");
+    allocator.release(page).unwrap();
+    let twice = allocator.release(page).unwrap_err();
+    assert_eq!(text(twice), format!("block allocator: page {page} is not held by anybody"));
+
+    let mut table = BlockTable::new();
+    table.append_tokens(&mut allocator, 64).unwrap();
+    let overflow = table.append_tokens(&mut allocator, usize::MAX).unwrap_err();
+    let expected = format!("block table: 64 tokens in the cache and {} more overflow", usize::MAX);
+    assert_eq!(text(overflow), expected);
+    let longer = table.truncate(&mut allocator, 65).unwrap_err();
+    assert_eq!(text(longer), "block table: expected at most 64 tokens, got 65");
+    let fewer = table.publish(&mut allocator, &[0; 63]).unwrap_err();
+    assert_eq!(text(fewer), "block table: expected at least 64 tokens, got 63");
+    let mut fork = table.fork(&mut allocator).unwrap();
+    table.publish(&mut allocator, &[0; 64]).unwrap();
+    let page = table.pages()[0];
+    let contradiction = fork.publish(&mut allocator, &[1; 64]).unwrap_err();
+    assert_eq!(text(contradiction), format!("block allocator: page {page} is published with other tokens"));
+    // A table of another pool.
+    let mut strange = BlockAllocator::new(2).unwrap();
+    assert_eq!(table.fork(&mut strange), Err(AllocatorError::NotHeld { page }));
+}
