@@ -1,7 +1,8 @@
 //! A checkpoint: its settings and its tensors.
 
+use crate::linear::check_scales;
 use crate::{ChatTemplate, Files, GenerationConfig, LinearFormat, LinearTensors, ModelConfig, Quantization};
-use crate::{Result, Tensors, Tokenizer};
+use crate::{Result, Tensors, Tokenizer, json, limits};
 use std::path::Path;
 
 /// A checkpoint, opened: settings parsed, headers checked, no weight read yet.
@@ -36,22 +37,42 @@ impl Checkpoint {
 
     /// Opens a checkpoint from anywhere.
     pub fn from_files(files: Files) -> Result<Self> {
-        todo!("{files:?}")
+        const NAME: &str = "config.json";
+        let remedy = "give the folder of a Hugging Face checkpoint";
+        let bytes = files.read_needed(NAME, limits::CONFIG_BYTES, remedy)?;
+        let file = files.path(NAME);
+        let object = json::parse(&file, &bytes)?;
+        let config = ModelConfig::read(&file, &object)?;
+        let quantization = Quantization::read(&files, &file, &object)?;
+        let generation = GenerationConfig::read(&files, config.common().vocab_size)?;
+        let tensors = Tensors::open(&files)?;
+        Ok(Self { files, config, generation, quantization, tensors })
     }
 
     /// How the linear layer `prefix` (`model.layers.0.mlp.up_proj`) is stored.
     pub fn linear_format(&self, prefix: &str) -> LinearFormat {
-        todo!("{prefix}")
+        self.quantization.format(prefix, |name| self.tensors.contains(name))
     }
 
     /// The linear layer `prefix`: `weight` or what stands for it, and `bias` where there is one.
+    ///
+    /// Errors name the tensor that is missing, of another dtype or shape, or has a scale that is no scale.
     pub fn linear(&self, prefix: &str, in_features: usize, out_features: usize) -> Result<LinearTensors> {
-        todo!("{prefix} {in_features} {out_features}")
+        LinearTensors::read(&self.tensors, prefix, self.linear_format(prefix), in_features, out_features)
     }
 
-    /// The static KV scales of an attention module (`model.layers.0.self_attn`), where the checkpoint has them.
+    /// The static KV scales of an attention module (`model.layers.0.self_attn`), where the checkpoint has them:
+    /// `k_scale` and `v_scale` of the module itself, or of its `k_proj` and `v_proj`.
     pub fn kv_scales(&self, attention: &str) -> Result<Option<KvScales>> {
-        todo!("{attention}")
+        let own = [format!("{attention}.k_scale"), format!("{attention}.v_scale")];
+        let projections = [format!("{attention}.k_proj.k_scale"), format!("{attention}.v_proj.v_scale")];
+        let has = |names: &[String; 2]| names.iter().any(|name| self.tensors.contains(name));
+        let Some([key, value]) = [own, projections].into_iter().find(has) else { return Ok(None) };
+        let scale = |name: String| {
+            let scale = self.tensors.scalar(&name)?;
+            check_scales(&name, [scale]).map(|()| scale)
+        };
+        Ok(Some(KvScales { key: scale(key)?, value: scale(value)? }))
     }
 
     /// The tokens that end a text: generation_config.json's where it names some, else config.json's.
@@ -64,11 +85,11 @@ impl Checkpoint {
 
     /// tokenizer.json, checked against the model's vocabulary.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
-        todo!()
+        Tokenizer::read(&self.files, self.config.common().vocab_size)
     }
 
-    /// The chat template, where the checkpoint has one.
-    pub fn chat_template(&self) -> Result<Option<ChatTemplate>> {
-        todo!()
+    /// The chat template: chat_template.jinja, else `chat_template` in tokenizer_config.json.
+    pub fn chat_template(&self) -> Result<ChatTemplate> {
+        ChatTemplate::read(&self.files)
     }
 }

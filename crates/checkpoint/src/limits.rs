@@ -17,10 +17,8 @@ pub const CONFIG_BYTES: u64 = 4 << 20;
 /// Bytes of tokenizer.json.
 pub const TOKENIZER_BYTES: u64 = 64 << 20;
 /// Bytes of a chat template.
-pub const TEMPLATE_BYTES: u64 = 256 << 10;
+pub const TEMPLATE_BYTES: u64 = 64 << 10;
+/// What rendering a chat template may cost: an instruction or 64 bytes of text are one.
+pub const TEMPLATE_FUEL: u64 = 1_000_000;
 /// Levels of arrays and objects in any JSON file.
 pub const JSON_DEPTH: usize = 64;
-/// Nested blocks, brackets and operators in a chat template.
-pub const TEMPLATE_DEPTH: usize = 100;
-/// Instructions that rendering a chat template may take.
-pub const TEMPLATE_FUEL: u64 = 50_000_000;

@@ -117,6 +117,9 @@ pub enum TensorError {
     /// A NaN in an FP8 weight.
     #[error("tensor {tensor:?}: element {index} is NaN")]
     Nan { tensor: String, index: usize },
+    /// A zero point that does not fit in 4 bits.
+    #[error("tensor {tensor:?}: element {index}: expected a zero point from -8 to 7, got {value}")]
+    ZeroPoint { tensor: String, index: usize, value: i8 },
     /// weight_shape disagrees with the layer.
     #[error("tensor {tensor:?}: expected the values {expected:?}, got {got:?}")]
     WeightShape { tensor: String, expected: [u64; 2], got: [i64; 2] },

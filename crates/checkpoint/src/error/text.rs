@@ -19,9 +19,6 @@ pub enum TextError {
     /// Tokens that could not be decoded.
     #[error("could not decode the tokens: {message}")]
     Decode { message: String },
-    /// A token id beyond the model's vocabulary.
-    #[error("token id {id}: the tokenizer has no such token")]
-    UnknownToken { id: u32 },
     /// No chat template.
     #[error(
         "{place}: no chat template (chat_template.jinja, or chat_template in tokenizer_config.json); give a plain prompt"
@@ -36,11 +33,8 @@ pub enum TextError {
     #[error("{file}: chat template of {bytes} bytes, the limit is {limit}")]
     TemplateTooLarge { file: String, bytes: usize, limit: usize },
     /// Blocks nested too deeply.
-    #[error("{file}: chat template: blocks nested deeper than {limit} levels")]
-    TemplateTooDeep { file: String, limit: usize },
-    /// A tag with too long an expression.
-    #[error("{file}: chat template: line {line}: more than {limit} tokens in one tag")]
-    TemplateTagTooLong { file: String, line: usize, limit: usize },
+    #[error("{file}: chat template: blocks or brackets nested too deeply")]
+    TemplateTooDeep { file: String },
     /// A template that does not compile.
     #[error("{file}: malformed chat template: {message}")]
     Template { file: String, message: String },
@@ -48,7 +42,7 @@ pub enum TextError {
     #[error("the chat template refuses these messages: {message}")]
     Raised { message: String },
     /// The template ran longer, or wrote more, than it may.
-    #[error("{file}: chat template: not done after {fuel} steps")]
+    #[error("{file}: chat template: not done after {fuel} units of fuel")]
     Fuel { file: String, fuel: u64 },
     /// The template failed.
     #[error("{file}: chat template failed: {message}")]

@@ -174,6 +174,11 @@ impl Tensors {
         self.pods(name, shape, "I64", Dtype::I64)
     }
 
+    /// An I8 tensor of `shape`.
+    pub fn i8s(&self, name: &str, shape: &[usize]) -> Result<Vec<i8>> {
+        self.pods(name, shape, "I8", Dtype::I8)
+    }
+
     /// A U8 tensor of `shape`.
     pub fn u8s(&self, name: &str, shape: &[usize]) -> Result<Vec<u8>> {
         self.pods(name, shape, "U8", Dtype::U8)
