@@ -18,6 +18,7 @@
 //! - [`Int4Weights`] is that, checked once at construction.
 //! - [`formats`] reads and writes it as the tensors of AutoAWQ, compressed-tensors and ModelOpt checkpoints.
 //! - [`quantize`] makes it from plain weights.
+//! - [`PackedWeights`] is the order in which the W4A8 kernel reads it.
 //! - [`W4A8`] multiplies it with e4m3 activations, [`W4A16`] with 16-bit ones; neither rounds a weight.
 //!
 //! ```
@@ -40,11 +41,13 @@
 #![cfg_attr(not(feature = "cuda"), forbid(unsafe_code))]
 
 pub mod formats;
+mod pack;
 mod product;
 mod quantize;
 mod reference;
 mod weights;
 
+pub use pack::PackedWeights;
 pub use product::{W4A8, W4A16};
 pub use quantize::quantize;
 pub use weights::{Int4Shape, Int4Weights, MAX_CODE};

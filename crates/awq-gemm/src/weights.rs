@@ -133,6 +133,20 @@ impl Int4Weights {
         f64::from(i16::from(code) - i16::from(self.zeros[group])) * f64::from(self.scales[group])
     }
 
+    /// The same weights in narrower groups: `group_size` divides the present one. Scales and zero points are repeated.
+    pub fn split_groups(self, group_size: usize) -> Result<Self> {
+        let Int4Shape { in_features, out_features, group_size: present } = self.shape;
+        let divides = group_size > 0 && present.is_multiple_of(group_size);
+        CHECK.that(divides, "group_size", format_args!("a divisor of the present {present}"), group_size)?;
+        let copies = present / group_size;
+        Ok(Self {
+            shape: Int4Shape::new(in_features, out_features, group_size)?,
+            codes: self.codes,
+            zeros: self.zeros.iter().flat_map(|&zero| std::iter::repeat_n(zero, copies)).collect(),
+            scales: self.scales.iter().flat_map(|&scale| std::iter::repeat_n(scale, copies)).collect(),
+        })
+    }
+
     /// The rows `rows` in the order given, as loaders need to unravel interleaved projections.
     pub fn select_rows(&self, rows: &[usize]) -> Result<Self> {
         let Int4Shape { in_features, out_features, group_size } = self.shape;

@@ -4,7 +4,7 @@
 
 use awq_gemm::formats::compressed_tensors::ZeroPoints;
 use awq_gemm::formats::{auto_awq, compressed_tensors, model_opt};
-use awq_gemm::{Int4Shape, Int4Weights, W4A8, W4A16, quantize};
+use awq_gemm::{Int4Shape, Int4Weights, PackedWeights, W4A8, W4A16, quantize};
 use device::{ActivationShape, E4m3, QuantizedActivation, Result};
 use half::f16;
 
@@ -132,6 +132,37 @@ fn model_opt_tensors() {
     rejects(model_opt::read(odd, &[0; 56], &[0.5f32; 14]), text);
     let text = "model_opt: zeros: expected 8 everywhere (the format is symmetric), got 7";
     rejects(model_opt::write::<f32>(&weights(7)), text);
+}
+
+#[test]
+fn packing() {
+    let zeros = |k: usize, n: usize, group_size: usize| {
+        let shape = Int4Shape::new(k, n, group_size).unwrap();
+        let groups = n * shape.groups();
+        Int4Weights::new(shape, vec![0; k * n], vec![0; groups], vec![0.1; groups]).unwrap()
+    };
+    for group_size in [32, 192, 384] {
+        let text = format!(
+            "pack: group_size: expected 64 or 128 (Int4Weights::split_groups makes them of wider ones), got {group_size}"
+        );
+        rejects(PackedWeights::pack(&zeros(384, 64, group_size)), &text);
+    }
+    for out_features in [1, 63, 65, 96] {
+        let text = format!(
+            "pack: out_features: expected a multiple of 64 (append rows whose codes, zeros and scales are 0), got \
+             {out_features}"
+        );
+        rejects(PackedWeights::pack(&zeros(128, out_features, 128)), &text);
+    }
+    let text = "pack: scales: expected numbers that f16 holds exactly, got 0.1";
+    rejects(PackedWeights::pack(&zeros(128, 64, 128)), text);
+    let shape = Int4Shape::new(128, 64, 64).unwrap();
+    let text = "pack: bytes: expected 4416 elements, got 4415";
+    rejects(PackedWeights::from_bytes(shape, vec![0; 4415]), text);
+    let text = "int4_weights: group_size: expected a divisor of the present 128, got 96";
+    rejects(zeros(128, 64, 128).split_groups(96), text);
+    let text = "int4_weights: group_size: expected a divisor of the present 128, got 0";
+    rejects(zeros(128, 64, 128).split_groups(0), text);
 }
 
 #[test]
