@@ -1,0 +1,204 @@
+// Splits fused [q | k | v] rows, turns queries and keys, puts keys and values into their pages.
+//
+// One row of the grid's x a token; a thread has two vectors of 8 dims of one head, those that turn into each other:
+//
+//     head   [ .. 8 dims: low .. | .. 8 dims: high .. ]      high = low + head_dim / 2
+//
+//     q  ─► turn ─► bf16, where the row of queries has it
+//     k  ─► turn ─► / scale ─► 16-byte chunks of dims of the page's K tile
+//     v  ─────────► / scale ─► single elements of the page's V tile, whose chunks run along tokens
+//
+// The angles are the token's, the same in all heads: each block computes sine and cosine once, in shared memory.
+#pragma once
+#include <cstdint>
+#include <peregrine/fp8.cuh>
+#include <peregrine/sync.cuh>
+
+namespace kv_cache {
+
+constexpr uint32_t page_size = 64;
+constexpr uint32_t vector_dims = 8;
+constexpr uint32_t max_angles = 128;  // head_dim / 2
+
+struct Shape {
+    uint32_t sequences;
+    uint32_t max_pages;         // entries of a row of block_tables
+    uint32_t pages;             // of the pool
+    uint32_t query_heads;
+    uint32_t kv_heads;
+    uint32_t head_dim;          // a multiple of 16, at most 256
+    uint32_t angles;            // head_dim / 2, or 0 where nothing turns
+    uint32_t frequency_stride;  // from one sequence's frequencies to the next one's; 0 where all share them
+};
+
+struct Arguments {
+    const uint16_t* qkv;
+    const float* inverse_frequencies;
+    const uint32_t* block_tables;
+    const uint32_t* context_lens;
+    const uint32_t* query_offsets;
+    const float* key_scales;
+    const float* value_scales;
+    uint16_t* queries;
+    void* pool;
+};
+
+struct Place {
+    bool valid;
+    uint32_t sequence;
+    uint32_t position;
+    uint32_t page;
+};
+
+// Where the token of `row` goes. Nothing read here can lead outside the pool: a row behind the last sequence's, a table that
+// is too short and a page that is not there leave the token out.
+__device__ __forceinline__ Place find_place(const Arguments& arguments, const Shape& shape, uint32_t row) {
+    const uint32_t* offsets = arguments.query_offsets;
+    // The last sequence that starts at or before the row. In a pure decode step it is the row's own number.
+    uint32_t low = 0;
+    uint32_t high = shape.sequences;
+    if (row < high && offsets[row] == row && offsets[row + 1] == row + 1) {
+        low = row;
+        high = row + 1;
+    }
+    while (high > low + 1) {
+        const uint32_t middle = (low + high) / 2;
+        (offsets[middle] <= row ? low : high) = middle;
+    }
+    if (low >= shape.sequences) return {};
+    const uint32_t end = offsets[low + 1];
+    const uint32_t context = arguments.context_lens[low];
+    if (row < offsets[low] || row >= end || context < end - row) return {};
+    const uint32_t position = context - (end - row);
+    const uint32_t number = position / page_size;
+    if (number >= shape.max_pages) return {};
+    const uint32_t page = arguments.block_tables[static_cast<size_t>(low) * shape.max_pages + number];
+    return {page < shape.pages, low, position, page};
+}
+
+struct Vector {
+    float x[vector_dims];
+};
+
+__device__ __forceinline__ Vector load(const uint16_t* from) {
+    const uint4 packed = *reinterpret_cast<const uint4*>(from);
+    const uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
+    Vector v;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        v.x[2 * i] = __uint_as_float(words[i] << 16);
+        v.x[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    }
+    return v;
+}
+
+__device__ __forceinline__ uint4 to_bf16(const Vector& v) {
+    return make_uint4(peregrine::bf16x2_from_f32(v.x[0], v.x[1]), peregrine::bf16x2_from_f32(v.x[2], v.x[3]),
+                      peregrine::bf16x2_from_f32(v.x[4], v.x[5]), peregrine::bf16x2_from_f32(v.x[6], v.x[7]));
+}
+
+__device__ __forceinline__ uint2 to_e4m3(const Vector& v) {
+    return make_uint2(peregrine::e4m3x4_from_f32(v.x[0], v.x[1], v.x[2], v.x[3]),
+                      peregrine::e4m3x4_from_f32(v.x[4], v.x[5], v.x[6], v.x[7]));
+}
+
+// The two kinds of pages: how 8 dims of a key and of a value lie in their tiles (the layout of device::KvLayout).
+struct Bf16Page {
+    using Stored = uint16_t;
+    static __device__ __forceinline__ void store_key(Stored* tile, uint32_t token, uint32_t dim, const Vector& v) {
+        *reinterpret_cast<uint4*>(tile + (dim / 8 * page_size + token) * 8) = to_bf16(v);
+    }
+    static __device__ __forceinline__ void store_value(Stored* tile, uint32_t head_dim, uint32_t token, uint32_t dim,
+                                                       const Vector& v) {
+        const uint4 packed = to_bf16(v);
+        const uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
+        Stored* chunk = tile + (token / 8 * head_dim + dim) * 8 + token % 8;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) chunk[8 * i] = static_cast<Stored>(words[i / 2] >> (i % 2 * 16));
+    }
+};
+
+struct E4m3Page {
+    using Stored = uint8_t;
+    static __device__ __forceinline__ void store_key(Stored* tile, uint32_t token, uint32_t dim, const Vector& v) {
+        // Of every 16 tokens first the even ones, then the odd.
+        const uint32_t row = (token & 48) | (token & 1) << 3 | (token & 15) >> 1;
+        *reinterpret_cast<uint2*>(tile + (dim / 16 * page_size + row) * 16 + dim % 16) = to_e4m3(v);
+    }
+    static __device__ __forceinline__ void store_value(Stored* tile, uint32_t head_dim, uint32_t token, uint32_t dim,
+                                                       const Vector& v) {
+        const uint2 packed = to_e4m3(v);
+        const uint32_t words[2] = {packed.x, packed.y};
+        Stored* chunk = tile + (token / 16 * head_dim + dim) * 16 + token % 16;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) chunk[16 * i] = static_cast<Stored>(words[i / 4] >> (i % 4 * 8));
+    }
+};
+
+__device__ __forceinline__ void divide(Vector& v, float scale) {
+#pragma unroll
+    for (float& x : v.x) x /= scale;
+}
+
+template <typename Page>
+__device__ __forceinline__ void rope_append(const Arguments& arguments, const Shape& shape) {
+    __shared__ float2 turns[max_angles];  // cosine, sine
+    peregrine::grid_wait_predecessor();
+    peregrine::grid_release_successor();
+    const uint32_t row = blockIdx.x;
+    const Place place = find_place(arguments, shape, row);
+    if (!place.valid) return;
+
+    const float* frequencies = arguments.inverse_frequencies + static_cast<size_t>(place.sequence) * shape.frequency_stride;
+    for (uint32_t i = threadIdx.x; i < shape.angles; i += blockDim.x) {
+        float sine, cosine;
+        sincosf(__fmul_rn(static_cast<float>(place.position), frequencies[i]), &sine, &cosine);
+        turns[i] = make_float2(cosine, sine);
+    }
+    __syncthreads();
+
+    const uint32_t head_vectors = shape.head_dim / (2 * vector_dims);
+    const uint32_t heads = shape.query_heads + 2 * shape.kv_heads;
+    const uint32_t unit = blockIdx.y * blockDim.x + threadIdx.x;
+    const uint32_t head = unit / head_vectors;
+    if (head >= heads) return;
+    const uint32_t dim = unit % head_vectors * vector_dims;
+    const uint32_t half = shape.head_dim / 2;
+
+    const uint16_t* from = arguments.qkv + static_cast<size_t>(row) * heads * shape.head_dim + head * shape.head_dim + dim;
+    Vector low = load(from);
+    Vector high = load(from + half);
+    if (shape.angles > 0 && head < shape.query_heads + shape.kv_heads) {
+#pragma unroll
+        for (uint32_t i = 0; i < vector_dims; ++i) {
+            const float2 turn = turns[dim + i];
+            const float x = low.x[i];
+            low.x[i] = x * turn.x - high.x[i] * turn.y;
+            high.x[i] = high.x[i] * turn.x + x * turn.y;
+        }
+    }
+    if (head < shape.query_heads) {
+        uint16_t* to = arguments.queries + (static_cast<size_t>(row) * shape.query_heads + head) * shape.head_dim + dim;
+        *reinterpret_cast<uint4*>(to) = to_bf16(low);
+        *reinterpret_cast<uint4*>(to + half) = to_bf16(high);
+        return;
+    }
+    const bool is_key = head < shape.query_heads + shape.kv_heads;
+    const uint32_t kv_head = head - shape.query_heads - (is_key ? 0 : shape.kv_heads);
+    const float scale = (is_key ? arguments.key_scales : arguments.value_scales)[kv_head];
+    divide(low, scale);
+    divide(high, scale);
+    const uint32_t tile_elements = page_size * shape.head_dim;
+    const size_t block = static_cast<size_t>(place.page) * shape.kv_heads + kv_head;
+    auto* keys = static_cast<typename Page::Stored*>(arguments.pool) + block * 2 * tile_elements;
+    const uint32_t token = place.position % page_size;
+    if (is_key) {
+        Page::store_key(keys, token, dim, low);
+        Page::store_key(keys, token, dim + half, high);
+    } else {
+        Page::store_value(keys + tile_elements, shape.head_dim, token, dim, low);
+        Page::store_value(keys + tile_elements, shape.head_dim, token, dim + half, high);
+    }
+}
+
+}  // namespace kv_cache
