@@ -155,7 +155,7 @@ def compute(variant, prompt=None):
             stop_token = next(t for i, t in enumerate(tokens) if i >= 10 and t not in tokens[:i])
             unused = [t for t in range(3, config["vocab_size"]) if t not in tokens]
             variant.stop(golden, stop_token, unused)
-            eos = golden.get("generation_config", config)["eos_token_id"]
+            eos = golden.get("generation_config", golden["config"])["eos_token_id"]
             golden["greedy_until_eos"] = greedy(model, prompt, eos)[0]
         return golden
     raise SystemExit(f"{variant.name}: no prompt with a greedy margin of {MIN_MARGIN} in {len(attempts)} attempts")

@@ -37,13 +37,7 @@ impl Checkpoint {
 
     /// Opens a checkpoint from anywhere.
     pub fn from_files(files: Files) -> Result<Self> {
-        const NAME: &str = "config.json";
-        let remedy = "give the folder of a Hugging Face checkpoint";
-        let bytes = files.read_needed(NAME, limits::CONFIG_BYTES, remedy)?;
-        let file = files.path(NAME);
-        let object = json::parse(&file, &bytes)?;
-        let config = ModelConfig::read(&file, &object)?;
-        let quantization = Quantization::read(&files, &file, &object)?;
+        let (config, quantization) = settings(&files)?;
         let generation = GenerationConfig::read(&files, config.common().vocab_size)?;
         let tensors = Tensors::open(&files)?;
         Ok(Self { files, config, generation, quantization, tensors })
@@ -92,4 +86,16 @@ impl Checkpoint {
     pub fn chat_template(&self) -> Result<ChatTemplate> {
         ChatTemplate::read(&self.files)
     }
+}
+
+/// The model and its format, from config.json (and hf_quant_config.json) alone.
+pub fn settings(files: &Files) -> Result<(ModelConfig, Quantization)> {
+    const NAME: &str = "config.json";
+    let remedy = "give the folder of a Hugging Face checkpoint";
+    let bytes = files.read_needed(NAME, limits::CONFIG_BYTES, remedy)?;
+    let file = files.path(NAME);
+    let object = json::parse(&file, &bytes)?;
+    let config = ModelConfig::read(&file, &object)?;
+    let quantization = Quantization::read(files, &file, &object)?;
+    Ok((config, quantization))
 }

@@ -47,6 +47,14 @@ impl Files {
         Self::Memory(files.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)).collect())
     }
 
+    /// Whether there is a file `name`.
+    pub fn contains(&self, name: &str) -> bool {
+        match self {
+            Self::Folder(folder) => folder.join(name).exists(),
+            Self::Memory(files) => files.contains_key(name),
+        }
+    }
+
     /// The folder, for messages.
     pub(crate) fn place(&self) -> String {
         match self {

@@ -26,7 +26,7 @@ pub mod quantization;
 mod tensors;
 mod text;
 
-pub use checkpoint::{Checkpoint, KvScales};
+pub use checkpoint::{Checkpoint, KvScales, settings};
 pub use config::{
     FalconBlock, FalconConfig, FalconPositions, FusedQkv, LlamaConfig, ModelConfig, Rope, RopeScaling,
     TorchDtype,

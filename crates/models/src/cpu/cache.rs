@@ -1,0 +1,129 @@
+//! The KV pages of the CPU backend.
+
+use crate::backend::{CacheSpec, KvDtype, Positions};
+use crate::batch::Batch;
+use device::{Check, E4m3, Element, KvLayout, KvPages, Result};
+use gqa_attention::{Attention, AttentionOptions};
+use half::bf16;
+use kv_cache::RopeAppend;
+use layers::Rotary;
+
+/// The pages of all layers.
+pub struct Cache {
+    layout: KvLayout,
+    pages: usize,
+    attention: Attention,
+    append: RopeAppend,
+    rotary: Option<Rotary>,
+    layers: Vec<Layer>,
+}
+
+struct Layer {
+    pool: Pool,
+    /// f32 `[kv_heads]`.
+    key_scales: Vec<f32>,
+    /// f32 `[kv_heads]`.
+    value_scales: Vec<f32>,
+}
+
+enum Pool {
+    F32(Vec<f32>),
+    Bf16(Vec<bf16>),
+    Fp8(Vec<E4m3>),
+}
+
+impl Cache {
+    pub(super) fn new(spec: &CacheSpec) -> Result<Self> {
+        let shape = spec.shape;
+        let layout = KvLayout::new(shape.kv_heads, shape.head_dim)?;
+        let (rotary, alibi_slopes) = match &spec.positions {
+            Positions::Rotary(rotary) => (Some(*rotary), None),
+            Positions::Alibi(slopes) => (None, Some(slopes.clone())),
+        };
+        let options = AttentionOptions { alibi_slopes, ..AttentionOptions::default() };
+        let rotary_dim = rotary.map_or(0, |rotary| rotary.rotary_dim());
+        let elements = Check("kv_cache").product("pages", &[spec.pages, layout.page_elements()])?;
+        let layer = |index: usize| Layer {
+            pool: match spec.dtype {
+                KvDtype::F32 => Pool::F32(vec![0.0; elements]),
+                KvDtype::Bf16 => Pool::Bf16(vec![bf16::ZERO; elements]),
+                KvDtype::Fp8 => Pool::Fp8(vec![E4m3::default(); elements]),
+            },
+            key_scales: vec![spec.key_scales[index]; shape.kv_heads],
+            value_scales: vec![spec.value_scales[index]; shape.kv_heads],
+        };
+        Ok(Self {
+            layout,
+            pages: spec.pages,
+            attention: Attention::new(shape, options)?,
+            append: RopeAppend::new(shape.query_heads, layout, rotary_dim)?,
+            rotary,
+            layers: (0..spec.layers).map(layer).collect(),
+        })
+    }
+
+    pub(super) fn pages(&self) -> usize {
+        self.pages
+    }
+
+    /// Columns of the queries.
+    pub(super) fn query_features(&self) -> usize {
+        self.append.query_features()
+    }
+
+    /// Rotates, appends, gives the queries.
+    pub(super) fn append(&mut self, qkv: &[f32], layer: usize, batch: &Batch) -> Result<Vec<f32>> {
+        let mut queries = vec![0.0; batch.tokens.len() * self.append.query_features()];
+        let runs = self.rotary.filter(Rotary::is_dynamic).map(|_| batch.rotary_runs());
+        let (view, inverse_frequencies) = match (&self.rotary, &runs) {
+            (None, _) => (batch.sequences.view(), Vec::new()),
+            (Some(rotary), None) => (batch.sequences.view(), rotary.inverse_frequencies(1)),
+            (Some(rotary), Some((runs, context_lens))) => {
+                (runs.view(), context_lens.iter().flat_map(|&len| rotary.inverse_frequencies(len)).collect())
+            }
+        };
+        let Layer { pool, key_scales, value_scales } = &mut self.layers[layer];
+        let (layout, key_scales, value_scales) = (self.layout, &key_scales[..], &value_scales[..]);
+        let plan = &self.append;
+        macro_rules! append {
+            ($pool:expr) => {{
+                let mut pages = KvPages { layout, pool: &mut $pool[..], key_scales, value_scales };
+                plan.reference(qkv, &inverse_frequencies, &view, &mut queries, &mut pages)?;
+            }};
+        }
+        match pool {
+            Pool::F32(pool) => append!(pool),
+            Pool::Bf16(pool) => append!(pool),
+            Pool::Fp8(pool) => append!(pool),
+        }
+        Ok(queries)
+    }
+
+    /// Attention over the pages of `layer`.
+    pub(super) fn attend(&self, queries: &[f32], layer: usize, batch: &Batch) -> Result<Vec<f32>> {
+        match &self.layers[layer].pool {
+            Pool::F32(pool) => self.attend_over(queries, pool, layer, batch),
+            Pool::Bf16(pool) => self.attend_over(queries, pool, layer, batch),
+            Pool::Fp8(pool) => self.attend_over(queries, pool, layer, batch),
+        }
+    }
+
+    fn attend_over<T: Element>(
+        &self,
+        queries: &[f32],
+        pool: &[T],
+        layer: usize,
+        batch: &Batch,
+    ) -> Result<Vec<f32>> {
+        let Layer { key_scales, value_scales, .. } = &self.layers[layer];
+        let pages = KvPages {
+            layout: self.layout,
+            pool,
+            key_scales: &key_scales[..],
+            value_scales: &value_scales[..],
+        };
+        let mut output = vec![0.0; queries.len()];
+        self.attention.reference(queries, &pages, &batch.sequences.view(), &mut output, None)?;
+        Ok(output)
+    }
+}
