@@ -218,7 +218,7 @@ struct Entry {
 
 /// serde's derive refuses fields that stand twice, are missing or unknown.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object of dtype, shape and data_offsets")]
 struct RawEntry<'a> {
     #[serde(borrow)]
     dtype: Cow<'a, str>,
