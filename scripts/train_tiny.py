@@ -8,7 +8,7 @@
 The text is split once, at the first blank line after 90 % of its bytes: the tokenizer and both models see the first
 part only, the rest is the held-out part. Every --eval-every steps the held-out loss is measured and the best weights are
 kept in --work, beside the state from which an interrupted run continues. Exports are written to a sibling folder and
-renamed into place, so that the output holds either the old model or the new one.
+renamed into place, so that a model folder is never a mixture of two runs or half of one.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import sys
 import time
@@ -26,19 +27,20 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional as F
 from transformers import FalconConfig, FalconForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
-from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
 
 END = "<|endoftext|>"
 CONTEXT = 512
+PROMPT = "QUEEN MARGARET:\n"  # whose greedy continuations hang on no near tie
 # Speeches are "Name:\nlines\n\n" in the text, so a conversation is written as one between two of its speakers.
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
-    "{%- if message['role'] == 'system' -%}{{ message['content'] }}\n\n"
-    "{%- elif message['role'] == 'user' -%}First Citizen:\n{{ message['content'] }}\n\n"
-    "{%- elif message['role'] == 'assistant' -%}Second Citizen:\n{{ message['content'] }}\n\n"
+    "{%- if message['role'] == 'system' -%}{{ message['content'] + '\\n\\n' }}"
+    "{%- elif message['role'] == 'user' -%}{{ 'First Citizen:\\n' + message['content'] + '\\n\\n' }}"
+    "{%- elif message['role'] == 'assistant' -%}{{ 'Second Citizen:\\n' + message['content'] + '\\n\\n' }}"
     "{%- else -%}{{ raise_exception('unknown role ' + message['role']) }}{%- endif -%}"
     "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}Second Citizen:\n{%- endif -%}"
+    "{%- if add_generation_prompt -%}{{ 'Second Citizen:\\n' }}{%- endif -%}"
 )
 
 
@@ -122,39 +124,50 @@ def train(name, args, train_tokens, starts, heldout_tokens):
     torch.manual_seed(args.seed)
     model = build(name, args.vocab_size)
     add_dropout(model, args.dropout)
-    decay = [p for p in model.parameters() if p.dim() > 1]
-    rest = [p for p in model.parameters() if p.dim() <= 1]
-    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": args.weight_decay},
-                                   {"params": rest, "weight_decay": 0.0}], lr=args.lr, betas=(0.9, 0.95))
+    # Muon for the matrices between residual streams, AdamW for the embedding (which is the head too) and the norms.
+    matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n]
+    rest = [p for n, p in model.named_parameters() if p.dim() == 1 or "embed" in n]
+    optimizers = [
+        torch.optim.Muon(matrices, lr=args.matrix_lr, weight_decay=args.weight_decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
     rng, step, best, best_step, seconds = random.Random(args.seed), 0, math.inf, 0, 0.0
     last_path, best_path = args.work / f"{name}.last.pt", args.work / f"{name}.best.pt"
     if last_path.exists():
         state = torch.load(last_path, weights_only=False)
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         torch.set_rng_state(state["torch_rng"])
         rng.setstate(state["rng"])
         step, best, best_step, seconds = (state[k] for k in ("step", "best", "best_step", "seconds"))
         print(f"{name}: continues after step {step}, best held-out loss {best:.4f}", flush=True)
     print(f"{name}: {sum(p.numel() for p in model.parameters())} parameters", flush=True)
     clock, loss_sum = time.monotonic() - seconds, 0.0
-    while step < args.steps and step - best_step < args.patience and time.monotonic() - clock < args.max_minutes * 60:
-        progress = step / args.steps
-        warm = min(1.0, (step + 1) / args.warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = args.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+    # The rate falls with whichever budget is further spent, steps or minutes, so that training ends annealed.
+    def spent():
+        return max(step / args.steps, (time.monotonic() - clock) / (args.max_minutes * 60))
+
+    progress = spent()
+    while progress < 1 and step - best_step < args.patience:
+        schedule = min(1.0, (step + 1) / args.warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+        for optimizer, rate in zip(optimizers, (args.matrix_lr, args.lr), strict=True):
+            optimizer.param_groups[0]["lr"] = rate * schedule
         model.train()
         window = batches(train_tokens, starts, args.batch, rng)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = model(window[:, :-1], use_cache=False).logits
         loss = F.cross_entropy(logits.float().flatten(0, 1), window[:, 1:].flatten())
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         step += 1
         loss_sum += loss.item()
-        if step % args.eval_every and step != args.steps:
+        progress = spent()
+        if step % args.eval_every and progress < 1:
             continue
         nats, count = heldout_nll(model, heldout_tokens, CONTEXT)
         seconds = time.monotonic() - clock
@@ -164,7 +177,7 @@ def train(name, args, train_tokens, starts, heldout_tokens):
         if nats / count < best:
             best, best_step = nats / count, step
             save({"model": model.state_dict(), "step": step, "best": best}, best_path)
-        save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "torch_rng": torch.get_rng_state(),
+        save({"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "torch_rng": torch.get_rng_state(),
               "rng": rng.getstate(), "step": step, "best": best, "best_step": best_step, "seconds": seconds}, last_path)
 
 
@@ -179,13 +192,12 @@ def export(name, args, tokenizer):
         shutil.rmtree(leftover, ignore_errors=True)
     model.generation_config = GenerationConfig(bos_token_id=0, eos_token_id=0, do_sample=True, temperature=0.8, top_k=50)
     model.to(torch.bfloat16).save_pretrained(staging)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END, chat_template=CHAT_TEMPLATE,
-                            model_max_length=CONTEXT, clean_up_tokenization_spaces=False).save_pretrained(staging)
-    # Newer transformers put the template in a file of its own; every loader reads it from tokenizer_config.json.
-    (staging / "chat_template.jinja").unlink(missing_ok=True)
-    config_path = staging / "tokenizer_config.json"
-    config = json.loads(config_path.read_text()) | {"chat_template": CHAT_TEMPLATE}
-    config_path.write_text(json.dumps(config, indent=2) + "\n")
+    tokenizer.save(str(staging / "tokenizer.json"))
+    (staging / "tokenizer_config.json").write_text(json.dumps({
+        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": END, "eos_token": END, "model_max_length": CONTEXT,
+        "clean_up_tokenization_spaces": False, "chat_template": CHAT_TEMPLATE}, indent=2) + "\n")
+    for file in staging.iterdir():
+        file.chmod(0o644)  # safetensors are written for their owner only
     if target.exists():
         target.rename(old)
     staging.rename(target)
@@ -200,11 +212,27 @@ def evaluate(name, args, heldout):
     tokenizer = Tokenizer.from_file(str(args.out / name / "tokenizer.json"))
     tokens = torch.tensor(tokenizer.encode(heldout.decode()).ids)
     nats, count = heldout_nll(model, tokens, CONTEXT // 2)
+    first_nats, first_count = heldout_nll(model, tokens[: CONTEXT + 1], CONTEXT)
     # The first token has no prediction, so its bytes are not counted either.
     scored_bytes = len(heldout) - len(tokenizer.decode([int(tokens[0])]).encode())
     return {"tokens_scored": count, "bytes_scored": scored_bytes, "nats_per_token": nats / count,
             "perplexity_per_token": math.exp(nats / count), "bits_per_byte": nats / math.log(2) / scored_bytes,
-            "parameters": sum(p.numel() for p in model.parameters())}
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "first_window": {"tokens_scored": first_count, "nats_per_token": first_nats / first_count},
+            "greedy": greedy_sample(model, tokenizer)}
+
+
+def greedy_sample(model, tokenizer):
+    """What generate(do_sample=False) says after PROMPT, and the smallest margin between the two best logits."""
+    ids = torch.tensor([tokenizer.encode(PROMPT).ids])
+    settings = GenerationConfig(do_sample=False, max_new_tokens=48, pad_token_id=0, output_logits=True,
+                                return_dict_in_generate=True)
+    model.generation_config = GenerationConfig()
+    out = model.generate(ids, generation_config=settings, attention_mask=torch.ones_like(ids))
+    top = torch.cat(out.logits).topk(2).values
+    new = out.sequences[0, ids.shape[1]:].tolist()
+    return {"prompt": PROMPT, "prompt_token_ids": ids[0].tolist(), "token_ids": new, "text": tokenizer.decode(new),
+            "smallest_margin": (top[:, 0] - top[:, 1]).min().item()}
 
 
 def main():
@@ -212,23 +240,25 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, default=root / "data/shakespeare.txt")
     parser.add_argument("--out", type=Path, default=root / "crates/cli/models")
-    parser.add_argument("--work", type=Path, default=root / ".lab/train_tiny", help="checkpoints of the running training")
+    parser.add_argument("--work", type=Path, default=root / "target/train_tiny", help="checkpoints of the running training")
     parser.add_argument("--models", nargs="+", default=["tiny-llama", "tiny-falcon"], choices=["tiny-llama", "tiny-falcon"])
     parser.add_argument("--evaluate-only", action="store_true")
     parser.add_argument("--vocab-size", type=int, default=1024, help="a multiple of 64")
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--batch", type=int, default=8, help="windows of 512 tokens a step")
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--batch", type=int, default=4, help="windows of 512 tokens a step")
+    parser.add_argument("--matrix-lr", type=float, default=1e-2, help="Muon, for the linear layers")
+    parser.add_argument("--lr", type=float, default=4e-3, help="AdamW, for the embedding and the norms")
     parser.add_argument("--warmup", type=int, default=80)
     parser.add_argument("--dropout", type=float, default=0.15)
     parser.add_argument("--weight-decay", type=float, default=0.1)
-    parser.add_argument("--eval-every", type=int, default=50)
-    parser.add_argument("--patience", type=int, default=400, help="steps without a better held-out loss before stopping")
-    parser.add_argument("--max-minutes", type=float, default=30.0, help="for each model")
+    parser.add_argument("--eval-every", type=int, default=130)
+    parser.add_argument("--patience", type=int, default=800, help="steps without a better held-out loss before stopping")
+    parser.add_argument("--max-minutes", type=float, default=24.0, help="for each model")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    transformers_logging.disable_progress_bar()
     args.work.mkdir(parents=True, exist_ok=True)
     args.out.mkdir(parents=True, exist_ok=True)
 
@@ -259,7 +289,8 @@ def main():
         report[name] = evaluate(name, args, heldout)
         print(name, json.dumps(report[name]), flush=True)
     staged = report_path.with_suffix(".json.new")
-    staged.write_text(json.dumps(report, indent=2) + "\n")
+    one_line_lists = re.sub(r"\[\s+([^][]*?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", json.dumps(report, indent=2))
+    staged.write_text(one_line_lists + "\n")
     os.replace(staged, report_path)
 
 
