@@ -37,6 +37,8 @@
 
 mod activation;
 mod embedding;
+#[cfg(feature = "cuda")]
+mod launch;
 mod norm;
 mod reference;
 mod residual;

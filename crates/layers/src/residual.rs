@@ -11,10 +11,13 @@ pub struct AddResidual {
     pub(crate) features: usize,
 }
 
+/// The op's name in errors.
+pub(crate) const ADD_RESIDUAL: Check = Check("add_residual");
+
 impl AddResidual {
     /// `features` at least 1.
     pub fn new(features: usize) -> Result<Self> {
-        Check("add_residual").positive("features", features)?;
+        ADD_RESIDUAL.positive("features", features)?;
         Ok(Self { features })
     }
 
@@ -30,8 +33,7 @@ impl AddResidual {
         deltas: impl ExactSizeIterator<Item = usize>,
         residual: usize,
     ) -> Result<()> {
-        let check = Check("add_residual");
-        rows::tokens(check, "residual", residual, self.features)?;
-        rows::deltas(check, deltas, residual)
+        rows::tokens(ADD_RESIDUAL, "residual", residual, self.features)?;
+        rows::deltas(ADD_RESIDUAL, deltas, residual)
     }
 }

@@ -1,0 +1,125 @@
+// The MLP's activation of each row, with the quantization behind.
+//
+//     row of `columns`:  [ gate | up ]  or  [ x ]
+//                          \ slice 0 \ slice 1 \ ...         one block each, neighbouring blocks of the grid
+//
+// To quantize, the blocks of a row form a cluster and exchange their largest magnitudes through each other's shared
+// memory, so that the row stays in registers between its activation and its codes however long it is.
+#pragma once
+#include "rows.cuh"
+
+namespace layers {
+
+enum class Activation { swiglu, gelu, silu };
+
+__device__ __forceinline__ float gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678f)); }
+
+// Division and exponential to a few units in the last place of f32: far below what bf16 keeps.
+__device__ __forceinline__ float silu(float x) { return __fdividef(x, 1.0f + __expf(-x)); }
+
+struct ActivationInput {
+    const uint16_t* rows;
+    const float* multiplier;  // or null
+    uint32_t features;        // of the output
+    uint32_t slices;          // blocks to a row
+};
+
+// The thread's vectors of its block's slice; zeros beyond the row. `first` is the slice's first vector.
+template <Activation activation>
+__device__ __forceinline__ void activated(const ActivationInput& input, uint32_t token, uint32_t first,
+                                          Vector (&y)[thread_vectors]) {
+    constexpr bool gated = activation == Activation::swiglu;
+    const uint32_t vectors = input.features / vector_features;
+    const uint16_t* row = input.rows + static_cast<size_t>(token) * input.features * (gated ? 2 : 1);
+    uint4 x[thread_vectors], up[thread_vectors];
+#pragma unroll
+    for (int i = 0; i < thread_vectors; ++i) {
+        const uint32_t vector = first + vector_of(i);
+        x[i] = vector < vectors ? load_packed(row, vector) : uint4{};
+        up[i] = gated && vector < vectors ? load_packed(row + input.features, vector) : uint4{};
+    }
+#pragma unroll
+    for (int i = 0; i < thread_vectors; ++i) {
+        const uint32_t vector = first + vector_of(i);
+        y[i] = from_bf16(x[i]);
+        const Vector factor = from_bf16(up[i]);
+#pragma unroll
+        for (int j = 0; j < vector_features; ++j) {
+            float& z = y[i].x[j];
+            z = activation == Activation::gelu ? gelu(z) : silu(z);
+            if (gated) z *= factor.x[j];
+        }
+        if (input.multiplier == nullptr || vector >= vectors) continue;
+        const Vector multiplier = load_f32(input.multiplier, vector);
+#pragma unroll
+        for (int j = 0; j < vector_features; ++j) y[i].x[j] *= multiplier.x[j];
+    }
+}
+
+template <Activation activation>
+__device__ __forceinline__ void activate(const ActivationInput& input, uint16_t* output) {
+    peregrine::grid_wait_predecessor();
+    peregrine::grid_release_successor();
+    const uint32_t token = blockIdx.x / input.slices;
+    const uint32_t first = blockIdx.x % input.slices * (blockDim.x * thread_vectors);
+    Vector y[thread_vectors];
+    activated<activation>(input, token, first, y);
+#pragma unroll
+    for (int i = 0; i < thread_vectors; ++i) {
+        const uint32_t vector = first + vector_of(i);
+        if (vector < input.features / vector_features) {
+            store(output + static_cast<size_t>(token) * input.features, vector, y[i]);
+        }
+    }
+}
+
+// The largest `value` among the cluster's blocks; `value` is the same in all threads of a block.
+__device__ __forceinline__ float cluster_max(float value, uint32_t blocks) {
+    __shared__ float slot;
+    if (blocks == 1) return value;
+    if (threadIdx.x == 0) slot = value;
+    __syncwarp();
+    peregrine::cluster_sync();
+    const uint32_t lane = threadIdx.x % 32;
+    const uint32_t local = static_cast<uint32_t>(__cvta_generic_to_shared(&slot));
+    float largest = 0.0f;
+    if (lane < blocks) {
+        asm volatile(
+            "{\n .reg .u32 remote;\n mapa.shared::cluster.u32 remote, %1, %2;\n ld.shared::cluster.f32 %0, [remote];\n}"
+            : "=f"(largest)
+            : "r"(local), "r"(lane)
+            : "memory");
+    }
+    // No block leaves while another may still read its slot.
+    peregrine::cluster_sync();
+    return warp_reduce(largest, Max{});
+}
+
+template <Activation activation>
+__device__ __forceinline__ void activate_quantize(const ActivationInput& input, uint8_t* codes, float* scales,
+                                                  float* group_sums, uint32_t group_lanes) {
+    __shared__ float slots[32];
+    peregrine::grid_wait_predecessor();
+    peregrine::grid_release_successor();
+    const uint32_t token = blockIdx.x / input.slices, slice = blockIdx.x % input.slices;
+    const uint32_t first = slice * (blockDim.x * thread_vectors);
+    Vector y[thread_vectors];
+    activated<activation>(input, token, first, y);
+
+    float largest = 0.0f;
+#pragma unroll
+    for (const Vector& v : y) largest = fmaxf(largest, absmax(v));
+    const float scale = scale_of(cluster_max(block_reduce(largest, slots, Max{}), input.slices));
+    const float reciprocal = __frcp_rn(scale);
+    if (slice == 0 && threadIdx.x == 0) scales[token] = scale;
+
+    const uint32_t vectors = input.features / vector_features;
+    const QuantizedRow row = quantized_row(codes, group_sums, group_lanes, token, vectors);
+#pragma unroll
+    for (int i = 0; i < thread_vectors; ++i) {
+        const uint32_t vector = first + vector_of(i);
+        store_quantized(row, vector, vector < vectors, y[i], scale, reciprocal);
+    }
+}
+
+}  // namespace layers

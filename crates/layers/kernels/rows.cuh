@@ -1,0 +1,150 @@
+// What the row kernels share: eight bf16 at a time, reductions over a block, and the e4m3 end of a row.
+//
+// A thread holds up to 4 vectors of 8 features, a warp 128 neighbouring ones:
+//
+//     vectors of warp 0            0 .. 31 | 32 .. 63 | 64 .. 95 | 96 .. 127
+//     in lane order, as number           0 |        1 |        2 |         3   of the thread
+//
+// A warp's accesses are contiguous, a thread's four lie at constant distances (one address register serves them all), and
+// a group of 8 * 2^k features is 2^k neighbouring lanes of one warp.
+#pragma once
+#include <cstdint>
+#include <peregrine/fp8.cuh>
+#include <peregrine/sync.cuh>
+
+namespace layers {
+
+constexpr uint32_t vector_features = 8;
+constexpr uint32_t thread_vectors = 4;
+constexpr uint32_t whole_warp = 0xffffffffu;
+
+// The thread's vector number `i` of its block's piece of a row.
+__device__ __forceinline__ uint32_t vector_of(int i) {
+    return threadIdx.x / 32 * (32 * thread_vectors) + 32 * i + threadIdx.x % 32;
+}
+
+// ---- Eight features ---------------------------------------------------------------------------------------------
+
+struct Vector {
+    float x[vector_features];
+};
+
+__device__ __forceinline__ Vector from_bf16(uint4 packed) {
+    const uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
+    Vector v;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        v.x[2 * i] = __uint_as_float(words[i] << 16);
+        v.x[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    }
+    return v;
+}
+
+__device__ __forceinline__ uint4 to_bf16(const Vector& v) {
+    return make_uint4(peregrine::bf16x2_from_f32(v.x[0], v.x[1]), peregrine::bf16x2_from_f32(v.x[2], v.x[3]),
+                      peregrine::bf16x2_from_f32(v.x[4], v.x[5]), peregrine::bf16x2_from_f32(v.x[6], v.x[7]));
+}
+
+__device__ __forceinline__ uint4 load_packed(const uint16_t* row, uint32_t vector) {
+    return reinterpret_cast<const uint4*>(row)[vector];
+}
+
+__device__ __forceinline__ void store(uint16_t* row, uint32_t vector, const Vector& v) {
+    reinterpret_cast<uint4*>(row)[vector] = to_bf16(v);
+}
+
+__device__ __forceinline__ Vector load_f32(const float* row, uint32_t vector) {
+    const float4 low = reinterpret_cast<const float4*>(row)[2 * vector];
+    const float4 high = reinterpret_cast<const float4*>(row)[2 * vector + 1];
+    return {{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
+}
+
+__device__ __forceinline__ float absmax(const Vector& v) {
+    float largest = 0.0f;
+#pragma unroll
+    for (float x : v.x) largest = fmaxf(largest, fabsf(x));
+    return largest;
+}
+
+// ---- Reductions over a block ------------------------------------------------------------------------------------
+
+struct Sum {
+    __device__ float operator()(float a, float b) const { return a + b; }
+};
+struct Max {
+    __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
+};
+
+template <class Op>
+__device__ __forceinline__ float warp_reduce(float value, Op op) {
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) {
+        value = op(value, __shfl_xor_sync(whole_warp, value, distance));
+    }
+    return value;
+}
+
+// Every thread gets the result. Each call needs 32 floats of shared memory of its own: no barrier is spent on giving
+// them back. Both ops have 0 for an identity here, as a maximum is only taken of magnitudes.
+template <class Op>
+__device__ __forceinline__ float block_reduce(float value, float* slots, Op op) {
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    value = warp_reduce(value, op);
+    if (lane == 0) slots[warp] = value;
+    __syncthreads();
+    return warp_reduce(lane < blockDim.x / 32 ? slots[lane] : 0.0f, op);
+}
+
+// ---- e4m3 rows --------------------------------------------------------------------------------------------------
+
+// Where a quantized row goes; `group_lanes` is group_size / 8, or 0 for no group sums.
+struct QuantizedRow {
+    uint8_t* codes;
+    float* group_sums;
+    uint32_t group_lanes;
+};
+
+__device__ __forceinline__ QuantizedRow quantized_row(uint8_t* codes, float* group_sums, uint32_t group_lanes,
+                                                      size_t token, uint32_t vectors) {
+    const uint32_t groups = group_lanes == 0 ? 0 : vectors / group_lanes;
+    return {codes + token * vectors * vector_features, group_sums + token * groups, group_lanes};
+}
+
+// 1 for a row that is zero or as good as zero.
+__device__ __forceinline__ float scale_of(float absmax) {
+    const float scale = __fdiv_rn(absmax, peregrine::e4m3_max);
+    return scale < 1.17549435e-38f ? 1.0f : scale;
+}
+
+// x / scale, given 1 / scale: a product and one correction give the correctly rounded quotient (Markstein 1990) at a
+// third of a division's instructions, since scales and their reciprocals are normal numbers.
+__device__ __forceinline__ float quotient(float x, float scale, float reciprocal) {
+    const float approximate = x * reciprocal;
+    return fmaf(fmaf(-approximate, scale, x), reciprocal, approximate);
+}
+
+// Codes and group sums of one vector of a row. All lanes of a warp call it together; those beyond the row pass `inside`
+// false and a vector of zeros.
+__device__ __forceinline__ void store_quantized(const QuantizedRow& row, uint32_t vector, bool inside, const Vector& v,
+                                                float scale, float reciprocal) {
+    uint32_t packed[2];
+    float sum = 0.0f;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        float q[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) q[i] = quotient(v.x[4 * half + i], scale, reciprocal);
+        packed[half] = peregrine::e4m3x4_from_f32(q[0], q[1], q[2], q[3]);
+        const float2 low = peregrine::f32x2_from_e4m3x2(static_cast<uint16_t>(packed[half]));
+        const float2 high = peregrine::f32x2_from_e4m3x2(static_cast<uint16_t>(packed[half] >> 16));
+        sum += (low.x + low.y) + (high.x + high.y);
+    }
+    if (inside) reinterpret_cast<uint2*>(row.codes)[vector] = make_uint2(packed[0], packed[1]);
+    if (row.group_lanes == 0) return;
+    for (uint32_t distance = row.group_lanes / 2; distance > 0; distance /= 2) {
+        sum += __shfl_xor_sync(whole_warp, sum, distance);
+    }
+    if (inside && vector % row.group_lanes == 0) row.group_sums[vector / row.group_lanes] = sum;
+}
+
+}  // namespace layers

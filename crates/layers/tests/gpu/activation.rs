@@ -1,0 +1,133 @@
+//! Activations, plain and quantized, at row widths that take one block and that take a cluster of eight.
+
+use crate::support::{BF16, DeviceGuarded, F32, Quantized, Stream, WIDTHS, draw, widen};
+use cudarc::driver::CudaSlice;
+use device::gpu::{Gpu, upload};
+use half::bf16;
+use layers::{Activate, Activation};
+use op_test::{Rng, assert_close_f64};
+
+const ALL: [Activation; 3] = [Activation::Swiglu, Activation::Gelu, Activation::Silu];
+
+/// The activation in f64, and how far one in f32 may lie from it.
+fn want(
+    activation: Activation,
+    features: usize,
+    input: &[bf16],
+    multiplier: Option<&[f32]>,
+) -> (Vec<f64>, Vec<f64>) {
+    let (mut want, mut bounds) = (Vec::new(), Vec::new());
+    for row in input.chunks_exact(features * activation.fan_in()) {
+        for feature in 0..features {
+            let x = f64::from(row[feature].to_f32());
+            let up = match activation {
+                Activation::Swiglu => f64::from(row[features + feature].to_f32()),
+                _ => 1.0,
+            };
+            let factor = up * multiplier.map_or(1.0, |multiplier| f64::from(multiplier[feature]));
+            let (y, bound) = match activation {
+                Activation::Gelu => {
+                    let y = 0.5 * x * libm::erfc(-x / std::f64::consts::SQRT_2);
+                    // erff is right to two places of a result up to 1, its argument to two places more (slope times argument
+                    // below 0.5), and 1 + erf is rounded at up to 2: 2^-22 in all, which half of x scales.
+                    (y, x.abs() * 2.0 * F32 + y.abs() * 2.0 * F32)
+                }
+                _ => {
+                    let y = x / (1.0 + (-x).exp());
+                    // __expf is right to 2 + 1.17 |x| places, the sum and __fdividef to two and a half more.
+                    (y, y.abs() * (5.0 + 1.2 * x.abs()) * 2.0 * F32)
+                }
+            };
+            want.push(y * factor);
+            // Two products more; and __fdividef gives 0 where the denominator exceeds 2^126, at x of -88 to -87.
+            let vanished = 88.0 * 2f64.powi(-126);
+            bounds.push((bound + y.abs() * 2.0 * F32 + vanished) * factor.abs() + vanished);
+        }
+    }
+    (want, bounds)
+}
+
+fn check(stream: &Stream, activate: &Activate, input: &[bf16], multiplier: Option<&[f32]>, shape: Shape) {
+    let Shape { activation, features, group_sizes } = shape;
+    let (want, bounds) = want(activation, features, input, multiplier);
+    let tokens = want.len() / features;
+    let input = upload(stream, input, "input").unwrap();
+    let multiplier: Option<CudaSlice<f32>> = multiplier.map(|x| upload(stream, x, "multiplier").unwrap());
+
+    let mut output = DeviceGuarded::<bf16>::new(stream, want.len());
+    activate.launch(stream, &input, multiplier.as_ref(), &mut output.view()).unwrap();
+    let rounded = |i: usize| bounds[i] * (1.0 + BF16) + BF16 * want[i].abs();
+    let loose: Vec<f64> = (0..want.len()).map(rounded).collect();
+    assert_close_f64(&widen(&output.checked(stream)), &want, &loose);
+
+    for &group_size in group_sizes {
+        let mut output = Quantized::new(stream, tokens, features, group_size);
+        activate.launch_quantized(stream, &input, multiplier.as_ref(), &mut output.view()).unwrap();
+        output.check(stream, &want, &bounds);
+    }
+}
+
+struct Shape<'a> {
+    activation: Activation,
+    features: usize,
+    group_sizes: &'a [usize],
+}
+
+#[test]
+#[ignore = "needs an H200"]
+fn activations_at_every_width() {
+    let gpu = Gpu::open(0).unwrap();
+    let mut rng = Rng::new(1);
+    for activation in ALL {
+        for features in WIDTHS.into_iter().chain([28672, 59392, 131072]) {
+            let groups = [0, 8, 16, 32, 64, 128, 256].into_iter();
+            let groups: Vec<usize> = groups.filter(|&g| g == 0 || features % g == 0).collect();
+            // The last one or two per width: all group sizes of wide rows would only take time.
+            let group_sizes =
+                if features > 5000 { &groups[groups.len().saturating_sub(2)..] } else { &groups[..] };
+            // One token takes as many blocks as a cluster has, forty take as few as hold a row.
+            for tokens in [1, 40] {
+                let deviation = [0.1, 2.0, 30.0][rng.below(0..3)];
+                let input = draw(&mut rng, tokens * features * activation.fan_in(), deviation);
+                let multiplier = rng.tensor(features, 1.0);
+                let multiplier = (rng.below(0..2) == 1).then_some(&multiplier[..]);
+                let activate = Activate::new(activation, features).unwrap();
+                check(
+                    gpu.stream(),
+                    &activate,
+                    &input,
+                    multiplier,
+                    Shape { activation, features, group_sizes },
+                );
+            }
+        }
+    }
+}
+
+/// Every bf16 of at most 2^40, so every branch of the functions; far below zero both give zero.
+#[test]
+#[ignore = "needs an H200"]
+fn activations_of_every_number() {
+    let gpu = Gpu::open(0).unwrap();
+    let numbers = (0..=u16::MAX).map(bf16::from_bits).filter(|x| x.to_f32().abs() <= 1.1e12);
+    let mut input: Vec<bf16> = numbers.collect();
+    let features = 8192;
+    input.resize(input.len().next_multiple_of(features), bf16::ONE);
+    for activation in [Activation::Gelu, Activation::Silu] {
+        let activate = Activate::new(activation, features).unwrap();
+        check(gpu.stream(), &activate, &input, None, Shape { activation, features, group_sizes: &[] });
+    }
+}
+
+#[test]
+#[ignore = "needs an H200"]
+fn activations_of_a_batch_of_zeros_and_of_nothing() {
+    let gpu = Gpu::open(0).unwrap();
+    let mut rng = Rng::new(2);
+    let features = 59392;
+    let shape = || Shape { activation: Activation::Gelu, features, group_sizes: &[128] };
+    let gelu = Activate::new(Activation::Gelu, features).unwrap();
+    check(gpu.stream(), &gelu, &draw(&mut rng, 150 * features, 1.0), None, shape());
+    check(gpu.stream(), &gelu, &vec![bf16::ZERO; features], None, shape());
+    check(gpu.stream(), &gelu, &[], None, shape());
+}
