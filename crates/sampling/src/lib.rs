@@ -6,6 +6,8 @@
 //!         └─► log-softmax ─► log-probabilities (of the model's own distribution, before all of the above)
 //! ```
 //!
+//! [`Sampler`] treats one row with all options; [`Argmax`] a batch of rows greedily, on the device too.
+//!
 //! Repeatable: the random number of a draw depends on the seed and the number of the draw alone ([`uniform`]), ties go to
 //! the lowest token id, and the draw walks the kept tokens in the order of their ids. So a request that is computed again
 //! goes on as it would have, whatever it is batched with.
@@ -23,11 +25,17 @@
 //! ```
 #![cfg_attr(not(feature = "cuda"), forbid(unsafe_code))]
 
+mod argmax;
 mod candidates;
+#[cfg(feature = "cuda")]
+mod launch;
 mod params;
 mod philox;
 mod sampler;
 
+pub use argmax::{Argmax, NO_TOKEN};
+#[cfg(feature = "cuda")]
+pub use launch::Logit;
 pub use params::Params;
 pub use philox::{philox4x32, uniform};
 pub use sampler::{History, Sampled, Sampler, TokenLogprob};

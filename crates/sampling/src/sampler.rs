@@ -1,5 +1,6 @@
 //! One row of logits to one token.
 
+use crate::argmax::argmax;
 use crate::candidates;
 use crate::params::{Params, SAMPLE};
 use device::Result;
@@ -147,12 +148,6 @@ impl<'a> Sampler<'a> {
 /// Huge options must not make what was finite infinite: opposite ones would meet as NaN.
 fn bounded(logit: f32) -> f32 {
     logit.clamp(f32::MIN, f32::MAX)
-}
-
-/// The largest logit's token; the lowest among equals.
-fn argmax(logits: &[f32]) -> u32 {
-    let larger = |best: usize, token: usize| if logits[token] > logits[best] { token } else { best };
-    (1..logits.len()).fold(0, larger) as u32
 }
 
 /// Each token that occurs, with how often.

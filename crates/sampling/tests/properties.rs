@@ -6,7 +6,7 @@ mod oracle;
 
 use op_test::Rng;
 use proptest::prelude::*;
-use sampling::{History, Params, Sampled, Sampler, philox4x32, uniform};
+use sampling::{Argmax, History, NO_TOKEN, Params, Sampled, Sampler, philox4x32, uniform};
 
 /// Sizes on either side of the chunks that top-p sorts (64, then 256 more, then 1024 more).
 fn vocab_sizes() -> impl Strategy<Value = usize> {
@@ -118,6 +118,25 @@ proptest! {
         params.logprobs = None;
         let none = sample(&params, &logits, history, 0);
         prop_assert_eq!(none, Sampled { token: sampled.token, ..Sampled::default() });
+    }
+
+    #[test]
+    fn argmax_is_greedy_sampling(vocab_size in vocab_sizes(), rows in 0usize..4, broken in 0usize..5, seed: u64) {
+        let mut rng = Rng::new(seed);
+        let mut logits: Vec<f32> = (0..rows * vocab_size).map(|_| (rng.normal(2.0) * 4.0).round() / 4.0).collect();
+        if broken < rows {
+            let bad = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][rng.below(0..3)];
+            logits[broken * vocab_size + rng.below(0..vocab_size)] = bad;
+        }
+        let mut tokens = vec![7; rows];
+        Argmax::new(vocab_size).unwrap().reference(&logits, &mut tokens).unwrap();
+        for (row, (logits, token)) in logits.chunks_exact(vocab_size).zip(tokens).enumerate() {
+            if row == broken {
+                prop_assert_eq!(token, NO_TOKEN);
+            } else {
+                prop_assert_eq!(token, sample(&Params::default(), logits, History::default(), 0).token);
+            }
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 // A failed expectation is the test's failure.
 #![allow(clippy::unwrap_used)]
 
-use sampling::{History, Params, Sampler};
+use sampling::{Argmax, History, Params, Sampler};
 
 #[track_caller]
 fn rejects<T: std::fmt::Debug>(result: device::Result<T>, message: &str) {
@@ -72,4 +72,13 @@ fn rows() {
     rejects(sample(&fine, &[0, 3], 0), "sample: history.tokens: expected token ids below 3, got 3");
     let message = "sample: history.prompt_len: expected at most the 2 tokens of the history, got 3";
     rejects(sample(&fine, &[0, 1], 3), message);
+}
+
+#[test]
+fn argmax() {
+    rejects(Argmax::new(0), "argmax: vocab_size: expected at least 1, got 0");
+    rejects(Argmax::new((1 << 31) + 1), "argmax: vocab_size: expected at most 2^31, got 2147483649");
+    let argmax = Argmax::new(3).unwrap();
+    assert_eq!(argmax.reference(&[], &mut []), Ok(()));
+    rejects(argmax.reference(&[0.0; 6], &mut [0]), "argmax: logits: expected 3 elements, got 6");
 }
