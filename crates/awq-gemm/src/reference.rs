@@ -27,10 +27,10 @@ fn product(
     activation_scale: impl Fn(usize) -> f64 + Sync,
 ) {
     let in_features = weights.shape().in_features();
-    columns(weights, bias, y, |n, out| {
-        let row: Vec<f64> = (0..in_features).map(|k| weights.weight(n, k)).collect();
+    columns(weights, bias, y, |n, row, out| {
+        weights.row(n, row);
         for ((token, x), out) in x.chunks_exact(in_features).enumerate().zip(out) {
-            *out = activation_scale(token) * dot(x, &row);
+            *out = activation_scale(token) * dot(x, row);
         }
     });
 }
@@ -44,9 +44,9 @@ pub(crate) fn w4a8_by_group_sums(
     let shape = weights.shape();
     let (group_size, groups) = (shape.group_size(), shape.groups());
     let codes: Vec<f64> = x.codes.iter().map(|code| f64::from(code.to_f32())).collect();
-    columns(weights, bias, y, |n, out| {
-        let row = &weights.codes()[n * shape.in_features()..][..shape.in_features()];
-        let row: Vec<f64> = row.iter().map(|&code| f64::from(code)).collect();
+    columns(weights, bias, y, |n, row, out| {
+        let codes_of_n = &weights.codes()[n * shape.in_features()..][..shape.in_features()];
+        row.iter_mut().zip(codes_of_n).for_each(|(row, &code)| *row = f64::from(code));
         for (token, out) in out.iter_mut().enumerate() {
             let x_row = &codes[token * shape.in_features()..][..shape.in_features()];
             let group = |g: usize| {
@@ -61,13 +61,13 @@ pub(crate) fn w4a8_by_group_sums(
     });
 }
 
-/// Fills `y` `[tokens, out_features]`: `fill(n, out)` gives output feature `n` of all tokens; the bias is added and
-/// the sum rounded to f32 once.
+/// Fills `y` `[tokens, out_features]`: `fill(n, row, out)` gives output feature `n` of all tokens, with `row`
+/// `[in_features]` to work in; the bias is added and the sum rounded to f32 once.
 fn columns(
     weights: &Int4Weights,
     bias: Option<&[f32]>,
     y: &mut [f32],
-    fill: impl Fn(usize, &mut [f64]) + Sync,
+    fill: impl Fn(usize, &mut [f64], &mut [f64]) + Sync,
 ) {
     let out_features = weights.shape().out_features();
     let tokens = y.len() / out_features;
@@ -75,10 +75,13 @@ fn columns(
         return;
     }
     let mut transposed = vec![0.0; y.len()];
-    transposed.par_chunks_mut(tokens).enumerate().for_each(|(n, out)| {
-        fill(n, out);
-        out.iter_mut().for_each(|out| *out += bias.map_or(0.0, |bias| f64::from(bias[n])));
-    });
+    transposed.par_chunks_mut(tokens).enumerate().for_each_init(
+        || vec![0.0; weights.shape().in_features()],
+        |row, (n, out)| {
+            fill(n, row, out);
+            out.iter_mut().for_each(|out| *out += bias.map_or(0.0, |bias| f64::from(bias[n])));
+        },
+    );
     for (token, y) in y.chunks_exact_mut(out_features).enumerate() {
         for (n, y) in y.iter_mut().enumerate() {
             *y = transposed[n * tokens + token] as f32;

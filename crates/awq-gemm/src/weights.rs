@@ -117,20 +117,29 @@ impl Int4Weights {
     /// all f16 and bf16 scales have; otherwise rounded once.
     pub fn dequantize(&self) -> Vec<f32> {
         let mut weights = vec![0.0; self.codes.len()];
-        weights.par_chunks_mut(self.shape.in_features).enumerate().for_each(|(row, out)| {
-            for (k, out) in out.iter_mut().enumerate() {
-                // A product of 4 and 24 significant bits is exact in f64.
-                *out = self.weight(row, k) as f32;
-            }
-        });
+        let rows = weights.par_chunks_mut(self.shape.in_features).enumerate();
+        rows.for_each_init(
+            || vec![0.0; self.shape.in_features],
+            |exact, (n, out)| {
+                self.row(n, exact);
+                out.iter_mut().zip(exact).for_each(|(out, weight)| *out = *weight as f32);
+            },
+        );
         weights
     }
 
-    /// The exact weight of output feature `row` and input feature `k`.
-    pub(crate) fn weight(&self, row: usize, k: usize) -> f64 {
-        let code = self.codes[row * self.shape.in_features + k];
-        let group = row * self.shape.groups() + k / self.shape.group_size;
-        f64::from(i16::from(code) - i16::from(self.zeros[group])) * f64::from(self.scales[group])
+    /// Writes the exact weights of output feature `n`: a product of 4 and 24 significant bits is exact in f64.
+    pub(crate) fn row(&self, n: usize, out: &mut [f64]) {
+        let Int4Shape { in_features, group_size, .. } = self.shape;
+        let groups = n * self.shape.groups()..(n + 1) * self.shape.groups();
+        let codes = self.codes[n * in_features..][..in_features].chunks_exact(group_size);
+        let scales = self.zeros[groups.clone()].iter().zip(&self.scales[groups]);
+        for ((out, codes), (&zero, &scale)) in out.chunks_exact_mut(group_size).zip(codes).zip(scales) {
+            let (zero, scale) = (i32::from(zero), f64::from(scale));
+            for (out, &code) in out.iter_mut().zip(codes) {
+                *out = f64::from(i32::from(code) - zero) * scale;
+            }
+        }
     }
 
     /// The same weights in narrower groups: `group_size` divides the present one. Scales and zero points are repeated.
