@@ -5,9 +5,8 @@
 //   pass 2  codes: 8 bytes a vector; a group of 8 .. 256 elements is 1 .. 32 neighbouring vectors, taken by as many
 //           neighbouring lanes of one warp, which add up its codes by shuffles
 //
-// Bound by memory: 2 bytes read and 1 written an element; pass 2 finds the row in the caches. Holding it in registers
-// instead would spill, for the division needs them. Codes are e4m3(x / scale) with an IEEE division, as on the host:
-// multiplying by a reciprocal would be cheaper and differ in the last place.
+// Bound by memory: 2 bytes read and 1 written an element; pass 2 finds the row in the caches. Codes are e4m3(x / scale)
+// with the quotient rounded as IEEE 754 says, as on the host.
 #pragma once
 #include <cstdint>
 
@@ -56,18 +55,46 @@ __device__ __forceinline__ float absmax_of_row(const uint4* row, uint32_t vector
     return block_max(absmax);
 }
 
-// A row of zeros is divided by one.
+// A row of zeros, or of numbers as good as zero, is divided by one.
 __device__ __forceinline__ float scale_from_absmax(float absmax) {
     const float scale = __fdiv_rn(absmax, e4m3_max);
-    return scale == 0.0f ? 1.0f : scale;
+    return scale < 0x1p-126f ? 1.0f : scale;
+}
+
+// Division by one scale, many times. The hardware has no division: __fdiv_rn takes a reciprocal and a range check an
+// element from units of an eighth of the multipliers' rate. Here the reciprocal is taken once:
+//
+//   q0 = x r    q1 = q0 + r (x - q0 s)    q2 = q1 + r (x - q1 s)        each a fused multiply-add, r = 1 / s rounded
+//
+// q1 is within a unit in the last place, and then q2 is x / s correctly rounded (Markstein, IBM J. Res. Dev. 34, 1990),
+// where no remainder underflows. `ordinary` says so of a scale: quotients of smaller x are below 2^-20, where every
+// code is zero, of x's sign. Infinities and NaN leave through q0.
+struct Divisor {
+    float scale, reciprocal;
+    bool ordinary;
+};
+
+__device__ __forceinline__ Divisor divisor(float scale) {
+    return {scale, __frcp_rn(scale), scale > 0x1p-80f && scale < 0x1p80f};
+}
+
+template <bool ordinary>
+__device__ __forceinline__ float quotient(float x, const Divisor& by) {
+    if (!ordinary) return __fdiv_rn(x, by.scale);
+    const float q0 = x * by.reciprocal;
+    const float q1 = fmaf(fmaf(-q0, by.scale, x), by.reciprocal, q0);
+    const float q2 = fmaf(fmaf(-q1, by.scale, x), by.reciprocal, q1);
+    return isfinite(q0) ? copysignf(q2, x) : q0;
 }
 
 // Four elements to four codes; their sum in units of 2^-9, in which every e4m3 value is a whole number of at most
 // 448 * 512, is added to `units`. A NaN counts as 0 there and is flagged.
-__device__ __forceinline__ uint32_t quantize_four(uint32_t low, uint32_t high, float scale, int32_t& units, bool& nan) {
+template <bool ordinary>
+__device__ __forceinline__ uint32_t quantize_four(uint32_t low, uint32_t high, const Divisor& by, int32_t& units,
+                                                  bool& nan) {
     const float2 a = f32x2_from_bf16x2(low), b = f32x2_from_bf16x2(high);
-    const uint32_t codes = e4m3x4_from_f32(__fdiv_rn(a.x, scale), __fdiv_rn(a.y, scale), __fdiv_rn(b.x, scale),
-                                           __fdiv_rn(b.y, scale));
+    const uint32_t codes = e4m3x4_from_f32(quotient<ordinary>(a.x, by), quotient<ordinary>(a.y, by),
+                                           quotient<ordinary>(b.x, by), quotient<ordinary>(b.y, by));
     const float2 c = f32x2_from_e4m3x2(static_cast<uint16_t>(codes));
     const float2 d = f32x2_from_e4m3x2(static_cast<uint16_t>(codes >> 16));
     const float sum = (c.x + c.y) + (d.x + d.y);  // exact: multiples of 2^-9 below 2^11
@@ -76,9 +103,9 @@ __device__ __forceinline__ uint32_t quantize_four(uint32_t low, uint32_t high, f
     return codes;
 }
 
-// Writes codes and, where group_sums is not null, the sums of each group of group_size codes (a power of two, 8 to 256).
-__device__ __forceinline__ void store_row(const uint4* row, float scale, uint2* codes, float* group_sums,
-                                          uint32_t vectors, uint32_t group_size) {
+template <bool ordinary>
+__device__ __forceinline__ void store_row_by(const uint4* row, const Divisor& by, uint2* codes, float* group_sums,
+                                             uint32_t vectors, uint32_t group_size) {
     const uint32_t lanes = group_size / vector_elements;
     // Whole warps go round together, so that the shuffles below find all lanes.
     for (uint32_t first = threadIdx.x & ~31u; first < vectors; first += blockDim.x) {
@@ -88,8 +115,8 @@ __device__ __forceinline__ void store_row(const uint4* row, float scale, uint2* 
         int32_t units = 0;
         bool nan = false;
         uint2 packed;
-        packed.x = quantize_four(v.x, v.y, scale, units, nan);
-        packed.y = quantize_four(v.z, v.w, scale, units, nan);
+        packed.x = quantize_four<ordinary>(v.x, v.y, by, units, nan);
+        packed.y = quantize_four<ordinary>(v.z, v.w, by, units, nan);
         if (inside) codes[vector] = packed;
         if (group_sums == nullptr) continue;
         uint32_t any_nan = nan;
@@ -102,6 +129,17 @@ __device__ __forceinline__ void store_row(const uint4* row, float scale, uint2* 
             const float sum = __int2float_rn(units) * 0x1p-9f;
             group_sums[vector / lanes] = any_nan ? __int_as_float(0x7fffffff) : sum;
         }
+    }
+}
+
+// Writes codes and, where group_sums is not null, the sums of each group of group_size codes (a power of two, 8 to 256).
+__device__ __forceinline__ void store_row(const uint4* row, float scale, uint2* codes, float* group_sums,
+                                          uint32_t vectors, uint32_t group_size) {
+    const Divisor by = divisor(scale);
+    if (by.ordinary) {
+        store_row_by<true>(row, by, codes, group_sums, vectors, group_size);
+    } else {
+        store_row_by<false>(row, by, codes, group_sums, vectors, group_size);
     }
 }
 

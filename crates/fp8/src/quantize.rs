@@ -17,13 +17,13 @@ pub enum ScaleChoice {
 /// Quantization of activations `[tokens, features]` to e4m3.
 ///
 /// ```text
-/// scale[t]        = max |x| / 448 over the token or the tensor (1 where that is zero), or the given one
-/// codes[t][f]     = e4m3(x[t][f] / scale[t])              an IEEE division in f32, then nearest, ties to even, saturating
+/// scale[t]         = max |x| / 448 over the token or the tensor (1 where that is not a normal f32), or the given one
+/// codes[t][f]      = e4m3(x[t][f] / scale[t])              an IEEE division in f32, then nearest, ties to even, saturating
 /// group_sums[t][g] = sum of codes[t][f] over f in g * group_size .. (g + 1) * group_size, rounded to f32 once
 /// ```
 ///
-/// Host and device agree bit for bit, except that a NaN's sign is lost on the device: a NaN in `x` becomes a NaN code and a
-/// NaN group sum, and leaves the scale to the others.
+/// Codes and scales of host and device agree bit for bit, group sums in value. A NaN in `x` becomes a NaN code (on the
+/// device without its sign) and a NaN group sum, and leaves the scale to the others.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Quantize {
     pub(crate) features: usize,
@@ -44,7 +44,7 @@ impl Quantize {
         Self::new(features, ScaleChoice::PerTensor)
     }
 
-    /// A given scale for all tokens, positive and finite.
+    /// A given scale for all tokens, a positive normal f32.
     pub fn with_scale(features: usize, scale: f32) -> Result<Self> {
         Self::new(features, ScaleChoice::Given(scale))
     }
@@ -53,8 +53,8 @@ impl Quantize {
     pub fn new(features: usize, scale: ScaleChoice) -> Result<Self> {
         Self::CHECK.positive("features", features)?;
         if let ScaleChoice::Given(scale) = scale {
-            let ok = scale.is_finite() && scale > 0.0;
-            Self::CHECK.that(ok, "scale", "a positive finite number", scale)?;
+            let ok = scale.is_normal() && scale > 0.0;
+            Self::CHECK.that(ok, "scale", "a positive normal number", scale)?;
         }
         Ok(Self { features, group_size: 0, scale })
     }

@@ -14,8 +14,14 @@ fn message<T: std::fmt::Debug>(result: device::Result<T>) -> String {
 fn quantize_new() {
     assert_eq!(message(Quantize::per_token(0)), "fp8_quantize: features: expected at least 1, got 0");
     assert_eq!(message(Quantize::per_tensor(0)), "fp8_quantize: features: expected at least 1, got 0");
-    for (scale, got) in [(0.0, "0"), (-1.0, "-1"), (f32::INFINITY, "inf"), (f32::NAN, "NaN")] {
-        let want = format!("fp8_quantize: scale: expected a positive finite number, got {got}");
+    for (scale, got) in [
+        (0.0, "0"),
+        (-1.0, "-1"),
+        (f32::INFINITY, "inf"),
+        (f32::NAN, "NaN"),
+        (1e-40, "0.0000000000000000000000000000000000000001"),
+    ] {
+        let want = format!("fp8_quantize: scale: expected a positive normal number, got {got}");
         assert_eq!(message(Quantize::with_scale(8, scale)), want);
     }
     let plan = Quantize::per_token(256).unwrap();

@@ -7,14 +7,17 @@
 //!      y, as it lies              weights, as they lie                 x, as it lies
 //! ```
 //!
-//! which is also the only arrangement its FP8 kernels have. Scales of A and B are vectors along D's rows and columns
-//! ("outer vector" scaling, cuBLAS 12.9, Hopper only); the bias runs along D's rows.
+//! which is also the only arrangement its FP8 kernels have. Scales of A and B, where there are any, are vectors along D's
+//! rows and columns ("outer vector" scaling, cuBLAS 12.9, Hopper only); the bias runs along D's rows.
 
+use crate::product::Shape;
 use cudarc::cublaslt::{result, sys};
-use cudarc::driver::{CudaContext, CudaSlice, CudaStream};
+use cudarc::driver::sys::CUstreamCaptureStatus;
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr};
 use device::gpu::{DriverResult, zeros};
 use device::{Error, Result};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -40,7 +43,7 @@ pub enum Output {
     F32,
 }
 
-/// All that the choice of an algorithm depends on.
+/// A product's types and sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Problem {
     pub inputs: Inputs,
@@ -48,7 +51,21 @@ pub struct Problem {
     pub tokens: usize,
     pub in_features: usize,
     pub out_features: usize,
-    pub bias: bool,
+}
+
+impl Problem {
+    pub fn new(shape: Shape, tokens: usize, inputs: Inputs, output: Output) -> Self {
+        let Shape { in_features, out_features } = shape;
+        Self { inputs, output, tokens, in_features, out_features }
+    }
+}
+
+/// All that the choice of an algorithm depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Plan {
+    problem: Problem,
+    scaled: bool,
+    bias: bool,
 }
 
 /// Device addresses. All but the scales are aligned to 16 bytes.
@@ -73,14 +90,15 @@ pub struct Scales {
 ///
 /// # Safety
 /// The addresses are device memory of `stream`'s context, as large as `problem` says, and stay allocated until the
-/// product is done; `scales` are there exactly for e4m3 inputs, `bias` exactly where `problem` says so.
+/// product is done.
 pub unsafe fn matmul(stream: &Arc<CudaStream>, problem: Problem, operands: Operands) -> Result<()> {
     stream.context().bind_to_thread().named("cuCtxSetCurrent")?;
     let library = library(stream.context())?;
     let workspace = library.workspace(stream)?;
     let layouts = Layouts::new(problem)?;
-    let description = Description::new(problem, operands)?;
-    let algorithm = library.algorithm(stream, problem, &description, &layouts)?;
+    let description = Description::new(operands)?;
+    let plan = Plan { problem, scaled: operands.scales.is_some(), bias: operands.bias.is_some() };
+    let algorithm = library.algorithm(stream, plan, &description, &layouts)?;
     let (one, zero) = (1.0f32, 0.0f32);
     // SAFETY: the caller's contract for the operands; the descriptors are alive and were made for this problem; alpha
     // and beta are host f32, as the description says; C is D, which beta = 0 leaves unread.
@@ -107,12 +125,32 @@ pub unsafe fn matmul(stream: &Arc<CudaStream>, problem: Problem, operands: Opera
     .named("cublasLtMatmul", problem)
 }
 
+/// `len` f32 of `stream`'s, to be written and read by work that is put into it at once.
+pub fn scratch(stream: &Arc<CudaStream>, len: usize) -> Result<u64> {
+    stream.context().bind_to_thread().named("cuCtxSetCurrent")?;
+    let library = library(stream.context())?;
+    let mut scratches = lock(&library.scratches);
+    let scratches = scratches.entry(stream.cu_stream() as usize).or_default();
+    if let Some(largest) = scratches.last().filter(|largest| largest.len() >= len) {
+        return Ok(largest.device_ptr(stream).0);
+    }
+    refuse_capture(stream, "the scratch memory of products")?;
+    // Doubled, so that all of a stream's take less than twice the largest.
+    let len = len.next_power_of_two().max(WORKSPACE_BYTES / 4);
+    let scratch = zeros::<f32>(stream, len, "the sums of a product")?;
+    let address = scratch.device_ptr(stream).0;
+    scratches.push(scratch);
+    Ok(address)
+}
+
 /// The library in one context, with what was made for it. Stays until the process ends.
 struct Library {
     handle: sys::cublasLtHandle_t,
-    /// By the stream's address; the slice keeps its stream alive.
-    workspaces: Mutex<HashMap<usize, (u64, CudaSlice<u8>)>>,
-    algorithms: Mutex<HashMap<Problem, sys::cublasLtMatmulAlgo_t>>,
+    /// By the stream's address, which the slices keep alive.
+    workspaces: Mutex<HashMap<usize, CudaSlice<u8>>>,
+    /// Sums of each stream, the largest last: graphs may hold the addresses of all.
+    scratches: Mutex<HashMap<usize, Vec<CudaSlice<f32>>>>,
+    algorithms: Mutex<HashMap<Plan, sys::cublasLtMatmulAlgo_t>>,
 }
 
 // SAFETY: a cuBLASLt handle may be used from any thread, from several at a time.
@@ -145,36 +183,39 @@ fn library(context: &CudaContext) -> Result<Arc<Library>> {
         return Err(Error::Driver { call: "cublasLtGetVersion".into(), message });
     }
     let handle = result::create_handle().named("cublasLtCreate", ())?;
-    let library = Arc::new(Library { handle, workspaces: Mutex::default(), algorithms: Mutex::default() });
+    let library = Arc::new(Library {
+        handle,
+        workspaces: Mutex::default(),
+        scratches: Mutex::default(),
+        algorithms: Mutex::default(),
+    });
     libraries.push((key, library.clone()));
     Ok(library)
 }
 
 impl Library {
-    /// The scratch memory of a stream, whose products run one after the other.
+    /// What algorithms need on the side, once a stream: its products run one after the other.
     fn workspace(&self, stream: &Arc<CudaStream>) -> Result<u64> {
-        use cudarc::driver::DevicePtr;
         let mut workspaces = lock(&self.workspaces);
-        let key = stream.cu_stream() as usize;
-        if let Some((address, _)) = workspaces.get(&key) {
-            return Ok(*address);
-        }
-        refuse_capture(stream, "the workspace of products")?;
-        let slice = zeros::<u8>(stream, WORKSPACE_BYTES, "the workspace of products")?;
-        let address = slice.device_ptr(stream).0;
-        workspaces.insert(key, (address, slice));
-        Ok(address)
+        let workspace = match workspaces.entry(stream.cu_stream() as usize) {
+            Entry::Occupied(workspace) => workspace.into_mut(),
+            Entry::Vacant(place) => {
+                refuse_capture(stream, "the workspace of products")?;
+                place.insert(zeros(stream, WORKSPACE_BYTES, "the workspace of products")?)
+            }
+        };
+        Ok(workspace.device_ptr(stream).0)
     }
 
     /// What the library's heuristics find best, asked once per problem.
     fn algorithm(
         &self,
         stream: &CudaStream,
-        problem: Problem,
+        plan: Plan,
         description: &Description,
         layouts: &Layouts,
     ) -> Result<sys::cublasLtMatmulAlgo_t> {
-        if let Some(algorithm) = lock(&self.algorithms).get(&problem) {
+        if let Some(algorithm) = lock(&self.algorithms).get(&plan) {
             return Ok(*algorithm);
         }
         refuse_capture(stream, "the plan of a product")?;
@@ -192,15 +233,14 @@ impl Library {
                 preference.0,
             )
         };
-        let algorithm = found.named("cublasLtMatmulAlgoGetHeuristic", problem)?.algo;
-        lock(&self.algorithms).insert(problem, algorithm);
+        let algorithm = found.named("cublasLtMatmulAlgoGetHeuristic", plan)?.algo;
+        lock(&self.algorithms).insert(plan, algorithm);
         Ok(algorithm)
     }
 }
 
 /// Allocations and first uses of a library cannot be captured into a graph.
 fn refuse_capture(stream: &CudaStream, what: &str) -> Result<()> {
-    use cudarc::driver::sys::CUstreamCaptureStatus;
     match stream.capture_status().named("cuStreamIsCapturing")? {
         CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE => Ok(()),
         _ => {
@@ -229,7 +269,7 @@ impl<T> Status<T> for std::result::Result<T, result::CublasError> {
 struct Description(sys::cublasLtMatmulDesc_t);
 
 impl Description {
-    fn new(problem: Problem, operands: Operands) -> Result<Self> {
+    fn new(operands: Operands) -> Result<Self> {
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
         let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
         let made = result::create_matmul_desc(compute, sys::cudaDataType::CUDA_R_32F);
@@ -241,6 +281,8 @@ impl Description {
             description.set(Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_MODE, vector)?;
             description.set(Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, scales.weights)?;
             description.set(Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, scales.x)?;
+            // Promoting sums to f32 costs these kernels up to a fifth of their speed; the others promote at no cost.
+            description.set::<i8>(Attribute::CUBLASLT_MATMUL_DESC_FAST_ACCUM, 1)?;
         }
         if let Some(bias) = operands.bias {
             let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
@@ -248,9 +290,6 @@ impl Description {
             description.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias)?;
             let bf16 = sys::cudaDataType::CUDA_R_16BF;
             description.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, bf16)?;
-        }
-        if problem.inputs == Inputs::E4m3 {
-            description.set::<i8>(Attribute::CUBLASLT_MATMUL_DESC_FAST_ACCUM, 1)?;
         }
         Ok(description)
     }
