@@ -25,7 +25,13 @@ impl Check {
     }
 
     /// `ok`, or the error.
-    pub fn that(self, ok: bool, argument: &'static str, expected: impl ToString, got: impl ToString) -> Result<()> {
+    pub fn that(
+        self,
+        ok: bool,
+        argument: &'static str,
+        expected: impl ToString,
+        got: impl ToString,
+    ) -> Result<()> {
         if ok { Ok(()) } else { Err(self.error(argument, expected, got)) }
     }
 

@@ -107,7 +107,8 @@ mod tests {
 
     #[test]
     fn known_codes() {
-        let e4m3 = [(0x00, 0.0), (0x01, 0.001953125), (0x08, 0.015625), (0x38, 1.0), (0x7e, 448.0), (0xfe, -448.0)];
+        let e4m3 =
+            [(0x00, 0.0), (0x01, 0.001953125), (0x08, 0.015625), (0x38, 1.0), (0x7e, 448.0), (0xfe, -448.0)];
         for (code, value) in e4m3 {
             assert_eq!(E4m3(code).to_f32(), value);
             assert_eq!(E4m3::from_f32(value), E4m3(code));
