@@ -1,0 +1,33 @@
+//! The `peregrine` command.
+#![forbid(unsafe_code)]
+
+mod args;
+mod doctor;
+mod embedded;
+mod error;
+mod generate;
+mod output;
+mod plan;
+mod prompts;
+mod table;
+mod text;
+
+use args::{Cli, Command};
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Generate(args) => generate::run(&args),
+        Command::Plan(args) => plan::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            // As clap does for a bad command line: 1 is left to mean a defect (a panic ends with 101).
+            ExitCode::from(2)
+        }
+    }
+}
