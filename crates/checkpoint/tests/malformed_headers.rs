@@ -108,11 +108,7 @@ fn headers() {
         (
             "a long name",
             raw(&format!(r#"{{"{long}":{good}}}"#), &[0; 8]),
-            TensorError::Name {
-                file: file(),
-                tensor: "n".repeat(limits::NAME_BYTES),
-                limit: limits::NAME_BYTES,
-            },
+            TensorError::Name { file: file(), tensor: "n".repeat(160), limit: limits::NAME_BYTES },
         ),
         (
             "no dtype",

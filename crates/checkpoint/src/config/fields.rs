@@ -95,7 +95,7 @@ impl<'a> Fields<'a> {
         if !range.contains(&float) {
             return Err(self.out_of_range(
                 key,
-                format!("a number from {} to {}", range.start(), range.end()),
+                format!("a number from {:?} to {:?}", range.start(), range.end()),
                 float,
             ));
         }

@@ -23,6 +23,8 @@ use std::fmt;
 
 /// Bytes of the length that opens a file.
 const PREFIX: u64 = 8;
+/// Characters of a message that are the header's own.
+const WORDS: usize = 160;
 /// The file's object, a tensor's object, its arrays.
 const DEPTH: usize = 3;
 
@@ -115,17 +117,12 @@ impl Header {
     }
 
     fn check_names(&self, file: &str) -> Result<(), TensorError> {
-        for index in 0..self.len() {
-            let name = self.name(index);
-            if name.is_empty() || name.len() > limits::NAME_BYTES || name.contains(char::is_control) {
-                let (file, tensor) = (file.to_owned(), name.chars().take(limits::NAME_BYTES).collect());
-                return Err(TensorError::Name { file, tensor, limit: limits::NAME_BYTES });
+        match (1..self.len()).find(|&index| self.name(index - 1) == self.name(index)) {
+            Some(index) => {
+                Err(TensorError::Duplicate { file: file.to_owned(), tensor: self.name(index).to_owned() })
             }
-            if index > 0 && self.name(index - 1) == name {
-                return Err(TensorError::Duplicate { file: file.to_owned(), tensor: name.to_owned() });
-            }
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Every entry on its own, then that together they cover the data.
@@ -175,10 +172,10 @@ impl Entry {
         let raw: RawEntry<'_> = serde_json::from_str(text).map_err(|error| TensorError::Entry {
             file: file(),
             tensor: tensor(),
-            message: error.to_string(),
+            message: error.to_string().chars().take(WORDS).collect(),
         })?;
         let Some(dtype) = Dtype::from_name(&raw.dtype) else {
-            let dtype = raw.dtype.into_owned();
+            let dtype = raw.dtype.chars().take(WORDS).collect();
             return Err(TensorError::UnknownDtype { file: file(), tensor: tensor(), dtype });
         };
         let [begin, end] = raw.data_offsets;
@@ -203,6 +200,15 @@ fn bytes(dtype: Dtype, shape: &[u64]) -> Option<u64> {
     let bytes = others.clone().try_fold(dtype.bytes(), |product, &size| product.checked_mul(size))?;
     usize::try_from(bytes).ok()?;
     Some(if others.count() < shape.len() { 0 } else { bytes })
+}
+
+fn is_name(name: &str) -> bool {
+    (1..=limits::NAME_BYTES).contains(&name.len()) && !name.contains(char::is_control)
+}
+
+fn name_error(file: &str, name: &str) -> TensorError {
+    let tensor = name.chars().take(WORDS).collect();
+    TensorError::Name { file: file.to_owned(), tensor, limit: limits::NAME_BYTES }
 }
 
 fn slice(text: &str, [start, end]: [u32; 2]) -> &str {
@@ -310,8 +316,9 @@ impl<'de> Visitor<'de> for Places<'_> {
                     map.next_value::<Metadata>()?;
                     continue;
                 }
-                // A name that is not a piece of the text: there was an escape in it.
-                Cow::Owned(tensor) => TensorError::Name { file: file(), tensor, limit: limits::NAME_BYTES },
+                // Not a piece of the text: there was an escape in it.
+                Cow::Owned(name) => name_error(self.file, &name),
+                Cow::Borrowed(name) if !is_name(name) => name_error(self.file, name),
                 Cow::Borrowed(_) if places.len() == limits::TENSORS => {
                     TensorError::TooManyTensors { file: file(), limit: limits::TENSORS }
                 }
