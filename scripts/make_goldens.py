@@ -157,6 +157,8 @@ def compute(variant, prompt=None):
             variant.stop(golden, stop_token, unused)
             eos = golden.get("generation_config", golden["config"])["eos_token_id"]
             golden["greedy_until_eos"] = greedy(model, prompt, eos)[0]
+            if golden["greedy_until_eos"] != tokens[: tokens.index(stop_token) + 1]:
+                raise SystemExit(f"{variant.name}: generation did not stop at token {stop_token}")
         return golden
     raise SystemExit(f"{variant.name}: no prompt with a greedy margin of {MIN_MARGIN} in {len(attempts)} attempts")
 
