@@ -52,7 +52,13 @@ impl<B: Backend> Falcon<B> {
                     dense: loader.linear(&name("self_attention.dense"), hidden, hidden, bias)?,
                     mlp_norm: loader.norm(&name(mlp_norm), NormKind::Layer)?,
                     up: loader.linear(&name("mlp.dense_h_to_4h"), ffn, hidden, bias)?,
-                    down: loader.linear(&name("mlp.dense_4h_to_h"), hidden, ffn, bias)?,
+                    down: loader.after_scaled_activation(
+                        &name("mlp.dense_4h_to_h"),
+                        hidden,
+                        ffn,
+                        bias,
+                        &name("mlp.act.scales"),
+                    )?,
                 })
             })
             .collect::<Result<_>>()?;

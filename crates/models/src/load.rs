@@ -73,6 +73,24 @@ impl<'a, B: Backend> Loader<'a, B> {
         self.take_over(weights.permuted(rows)?)
     }
 
+    /// A linear layer behind an activation that is divided by the tensor `scales`, f32 `[in_features]`, where the
+    /// checkpoint has one (AutoAWQ's `act.scales`).
+    pub(crate) fn after_scaled_activation(
+        &mut self,
+        name: &str,
+        out_features: usize,
+        in_features: usize,
+        bias: bool,
+        scales: &str,
+    ) -> Result<B::Linear> {
+        let mut weights = self.weights(name, out_features, in_features, bias)?;
+        if self.checkpoint.tensors.contains(scales) {
+            let divisors = self.vector(scales, &[in_features])?;
+            weights.divide_input(scales, &divisors)?;
+        }
+        self.take_over(weights)
+    }
+
     /// A norm of the residual stream.
     pub(crate) fn norm(&mut self, name: &str, kind: NormKind) -> Result<B::Norm> {
         let dims = self.checkpoint.config.common();

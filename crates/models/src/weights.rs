@@ -133,6 +133,17 @@ impl LinearWeights {
         })
     }
 
+    /// Folds `divisors`, f32 `[in_features]` of the tensor `name`, into the input's multiplier.
+    pub fn divide_input(&mut self, name: &str, divisors: &[f32]) -> Result<()> {
+        let ones = || vec![1.0; divisors.len()];
+        let multiplier = self.input_multiplier.get_or_insert_with(ones);
+        for (factor, divisor) in multiplier.iter_mut().zip(divisors) {
+            *factor /= divisor;
+        }
+        let finite = multiplier.iter().all(|factor| factor.is_finite());
+        if finite { Ok(()) } else { Err(Error::NotFinite { name: format!("1 / {name}") }) }
+    }
+
     /// The weight in f32 `[out_features, in_features]`.
     pub fn dequantize(&self) -> Vec<f32> {
         self.matrix.dequantize()
