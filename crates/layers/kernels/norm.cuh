@@ -118,7 +118,7 @@ __device__ __forceinline__ void norm_quantize(const NormInput& input, uint8_t* c
 #pragma unroll
     for (int i = 0; i < thread_vectors; ++i) {
         const uint32_t vector = vector_of(i);
-        store_quantized(row, vector, vector < vectors, y[i], scale, reciprocal);
+        store_quantized(row, vector, vector < vectors, y[i], reciprocal);
     }
 }
 

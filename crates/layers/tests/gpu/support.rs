@@ -11,7 +11,7 @@ pub type Stream = Arc<CudaStream>;
 
 /// Unit roundoffs.
 pub const F32: f64 = 1.0 / (1 << 24) as f64;
-pub const BF16: f64 = 1.0 / 512.0;
+pub const BF16: f64 = 1.0 / 256.0;
 
 /// Around the ends of a vector, a warp's piece and a block; then real widths: Llama, Falcon, and the widest.
 pub const WIDTHS: [usize; 15] =
@@ -108,11 +108,13 @@ impl Quantized {
                     "{scale} for {largest}"
                 );
             }
-            // Half a unit of 3 mantissa bits or of the subnormals' 2^-9, of a value that is off by its bound.
+            // Half a unit of 3 mantissa bits or of the subnormals' 2^-9, of a value that is off by its bound, by the rounding
+            // of the scale's reciprocal and by that of the product; beyond 448 it saturates.
             let bound = |i: usize| {
-                let off = bounds[i] / scale;
-                let value = want[i].abs() / scale + off;
-                off + (value / 16.0).max(1.0 / 1024.0) * (1.0 + 4.0 * F32) + (value - 448.0).max(0.0)
+                let exact = want[i].abs() / scale;
+                let off = bounds[i] / scale + 4.0 * F32 * exact;
+                let value = exact + off;
+                off + (value / 16.0).max(1.0 / 1024.0) + (value - 448.0).max(0.0)
             };
             let want: Vec<f64> = want.iter().map(|x| x / scale).collect();
             let bounds: Vec<f64> = (0..features).map(bound).collect();
