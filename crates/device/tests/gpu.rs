@@ -77,9 +77,9 @@ fn running_out_of_memory_names_the_buffer_and_leaves_the_gpu_usable() {
     assert_eq!((what.as_str(), requested), ("the moon", 2 * total));
     assert!(free > 0 && free <= of && of <= total);
     assert!(matches!(zeros::<u64>(stream, usize::MAX, "more"), Err(Error::OutOfMemory { .. })));
-    // What is freed serves later allocations of other sizes: five times the memory, in pieces.
+    // What is freed serves later allocations of other sizes: together more than there is.
     let most = gpu.memory().unwrap().free as usize / 2;
-    for round in 1..=10 {
+    for round in 1..=3 {
         zeros::<u8>(stream, most - (round << 24), "a large piece").unwrap();
     }
     assert_eq!(download(stream, &zeros::<u32>(stream, 4, "small").unwrap()).unwrap(), [0; 4]);
