@@ -1,0 +1,138 @@
+// What decode attention is asked for, and how the work is shared out: see decode.cuh for the drawing.
+//
+// All tiles (64 tokens, one page) of all items (sequence, kv_head, column tile) lie end to end on one line of places. Every
+// block sums the line by itself from context_lens, so that a replayed graph follows lengths that change; nothing is planned
+// on the host.
+#pragma once
+#include <cstdint>
+
+namespace peregrine {
+
+constexpr int page_tokens = 64;
+
+struct DecodeArgs {
+    const uint16_t* query;         // bf16 [tokens, query_heads, head_dim]
+    const uint8_t* pages;          // [page][kv_head][K tile | V tile], device::KvLayout
+    const uint32_t* block_table;   // [batch, max_pages]
+    const uint32_t* context_lens;  // [batch], the query tokens included
+    const uint32_t* query_starts;  // [batch + 1], or null: sequence b owns query tokens b * query_len ...
+    const float* k_scale;          // [kv_heads], or null: 1
+    const float* v_scale;          // [kv_heads], or null: 1
+    const float* alibi_slopes;     // [query_heads], times softmax_scale; or null
+    uint16_t* output;              // bf16, as query
+    float* lse;                    // [tokens, query_heads], natural logarithm; or null
+    float* partials;               // workspace: gridDim.x * (2 + workers) * columns * (head_dim + 4)
+    uint32_t* finished;            // [gridDim.x], zero before the first launch; every launch leaves zeros
+    uint32_t batch, query_len, kv_heads, group_size;
+    uint32_t max_pages;  // row stride of block_table
+    uint32_t window;     // a token sees this many last tokens, itself included; 0: all
+    float softmax_scale;
+};
+static_assert(sizeof(DecodeArgs) == 128);
+
+struct Sequence {
+    int context_len, query_start, query_len;
+    uint32_t first_page, tiles, items, lead;
+    // An item takes `lead` places more than it has tiles, in front of them: what its queries and its output cost. Blocks
+    // with many short items then get fewer tiles than blocks with a long one.
+    __device__ __forceinline__ uint32_t places() const { return (tiles + lead) * items; }
+};
+
+template <int columns>
+__device__ __forceinline__ Sequence load_sequence(const DecodeArgs& args, uint32_t index) {
+    Sequence s;
+    s.context_len = args.context_lens[index];
+    s.query_start = args.query_starts ? args.query_starts[index] : index * args.query_len;
+    s.query_len = args.query_starts ? args.query_starts[index + 1] - s.query_start : args.query_len;
+    const int oldest = s.context_len - s.query_len + 1 - static_cast<int>(args.window);
+    s.first_page = args.window && oldest > 0 ? oldest / page_tokens : 0;
+    const uint32_t pages = (s.context_len + page_tokens - 1) / page_tokens;
+    s.tiles = pages > s.first_page ? pages - s.first_page : 1;  // an empty sequence keeps one tile, all masked: zeros
+    s.items = args.kv_heads * ((s.query_len * args.group_size + columns - 1) / columns);
+    s.lead = args.batch > 16;
+    return s;
+}
+
+// Query token of a column; columns are (token, head of the group).
+__device__ __forceinline__ int token_of(const DecodeArgs& args, int query_len, int column) {
+    return query_len == 1 ? 0 : column / static_cast<int>(args.group_size);
+}
+
+// Walks the line forward.
+template <int columns>
+struct Walk {
+    Sequence seq;
+    uint32_t sequence, place, item, item_tile;  // place: the sequence's first; item_tile: the place of the item's first tile
+
+    __device__ __forceinline__ void seek(const DecodeArgs& args, uint32_t to) {
+        while (to - place >= seq.places()) {
+            place += seq.places();
+            seq = load_sequence<columns>(args, ++sequence);
+        }
+        item = (to - place) / (seq.tiles + seq.lead);
+        item_tile = place + item * (seq.tiles + seq.lead) + seq.lead;
+    }
+};
+
+// `total` places over `blocks` blocks: the first `longer` of them take each + 1, the others `each`.
+struct Split {
+    uint32_t total, blocks, each, longer;
+    __device__ __forceinline__ uint32_t begin(uint32_t block) const {
+        return block < blocks ? block * each + min(block, longer) : total;
+    }
+    __device__ __forceinline__ uint32_t block_of(uint32_t place) const {
+        const uint32_t bend = longer * (each + 1);
+        return place < bend ? place / (each + 1) : longer + (place - bend) / each;
+    }
+};
+
+// Sums the line and finds where this block's workers start. `warp_sum` has a word for each warp of the block.
+template <int columns, int workers, int threads>
+__device__ __forceinline__ Split plan(const DecodeArgs& args, uint32_t (&warp_sum)[threads / 32],
+                                      Walk<columns> (&start)[workers]) {
+    const uint32_t strip = (args.batch + threads - 1) / threads;
+    const uint32_t low = min(threadIdx.x * strip, args.batch), high = min(low + strip, args.batch);
+    uint32_t sum = 0;
+    Sequence first;
+    for (uint32_t b = low; b < high; ++b) {
+        const Sequence seq = load_sequence<columns>(args, b);
+        if (b == low) first = seq;
+        sum += seq.places();
+    }
+    uint32_t scan = sum;
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+        const uint32_t other = __shfl_up_sync(~0u, scan, step);
+        if (lane >= step) scan += other;
+    }
+    if (lane == 31) warp_sum[warp] = scan;
+    __syncthreads();
+    Split split{};
+    uint32_t before = scan - sum;
+#pragma unroll
+    for (int w = 0; w < threads / 32; ++w) {
+        const uint32_t part = warp_sum[w];
+        if (w < warp) before += part;
+        split.total += part;
+    }
+    split.blocks = max(1u, min(gridDim.x, (split.total + workers - 1) / workers));
+    split.each = split.total / split.blocks, split.longer = split.total % split.blocks;
+    const uint32_t begin = split.begin(blockIdx.x), places = split.begin(blockIdx.x + 1) - begin;
+    for (int w = 0; w < workers; ++w) {
+        const uint32_t from = begin + w * places / workers;
+        if (from >= before && from < before + sum) {
+            uint32_t b = low, place = before;
+            Sequence seq = first;
+            while (from >= place + seq.places()) {
+                place += seq.places();
+                seq = load_sequence<columns>(args, ++b);
+            }
+            start[w] = Walk<columns>{seq, b, place, 0, 0};
+        }
+    }
+    __syncthreads();
+    return split;
+}
+
+}  // namespace peregrine
