@@ -45,10 +45,19 @@ impl<T: Element> Guarded<T> {
     pub fn checked(&self) -> Vec<T> {
         let poisoned = |range: std::ops::Range<usize>| self.whole[range].iter().all(|x| x.to_f32().is_nan());
         assert!(poisoned(0..GUARD), "the guard zone before the payload was written");
-        assert!(poisoned(GUARD + self.len..self.whole.len()), "the guard zone behind the payload was written");
+        assert!(
+            poisoned(GUARD + self.len..self.whole.len()),
+            "the guard zone behind the payload was written"
+        );
         let payload = &self.whole[self.range()];
         let holes: Vec<usize> = (0..self.len).filter(|&i| payload[i].to_f32().is_nan()).collect();
-        assert!(holes.is_empty(), "{} of {} elements never written, first {:?}", holes.len(), self.len, holes[0]);
+        assert!(
+            holes.is_empty(),
+            "{} of {} elements never written, first {:?}",
+            holes.len(),
+            self.len,
+            holes[0]
+        );
         payload.to_vec()
     }
 }

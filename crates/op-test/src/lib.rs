@@ -7,12 +7,43 @@ mod compare;
 mod guarded;
 mod random;
 
+use proptest::test_runner::{Config, RngSeed};
+use std::hash::{BuildHasher, RandomState};
+
 pub use compare::{Bound, assert_close, assert_close_f64, gamma};
 pub use guarded::Guarded;
 pub use random::Rng;
 
 /// The configuration of every property test: 256 cases, or `PROPTEST_CASES`, no files written beside the sources.
-/// A failing case prints its input; its seed comes with `PROPTEST_RNG_SEED`.
-pub fn cases() -> proptest::test_runner::Config {
-    proptest::test_runner::Config { failure_persistence: None, ..Default::default() }
+///
+/// The seed is new for every test, or `PROPTEST_RNG_SEED`. It is printed, so that a failing test (whose output cargo
+/// shows) can be run again with the same cases.
+pub fn cases() -> Config {
+    let mut config = Config { failure_persistence: None, ..Config::default() };
+    if config.rng_seed == RngSeed::Random {
+        config.rng_seed = RngSeed::Fixed(RandomState::new().hash_one("seed"));
+    }
+    if let RngSeed::Fixed(seed) = config.rng_seed {
+        println!("{} cases, PROPTEST_RNG_SEED={seed}", config.cases);
+    }
+    config
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use proptest::strategy::ValueTree;
+    use proptest::test_runner::TestRunner;
+
+    #[test]
+    fn a_seed_repeats_its_cases() {
+        let draw = |config: Config| {
+            let mut runner = TestRunner::new(config);
+            any::<u64>().new_tree(&mut runner).expect("a number").current()
+        };
+        let config = cases();
+        assert_eq!(draw(config.clone()), draw(config.clone()));
+        assert_ne!(draw(config), draw(cases()));
+    }
 }
