@@ -10,8 +10,8 @@
 #     --only WORD   only binaries with WORD in their name
 #     --from DIR    where the archive lies (dist/)
 #
-# `pack` needs nvcc (scripts/get-nvcc.sh). It takes every crate that has tests/gpu.rs, or those named, and the benchmarks of
-# benches/ if no crate is named. `run` needs this script and the archive, an NVIDIA driver, and cuBLASLt 13 for products:
+# `pack` needs nvcc (scripts/get-nvcc.sh). It takes every crate that has tests/gpu.rs, or those named; if none is named, the
+# benchmarks of benches/ too, where they have a feature cuda. `run` needs this script and the archive, an NVIDIA driver, and cuBLASLt 13 for products:
 # from LD_LIBRARY_PATH, from /usr/local/cuda, or from python3's nvidia-cublas package.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -40,7 +40,7 @@ pack() {
   mkdir -p "$stage"
   if [ ${#crates[@]} -eq 0 ]; then
     for crate in crates/*/tests/gpu.rs; do crates+=("$(basename "$(dirname "$(dirname "$crate")")")"); done
-    if ls benches/benches/*.rs >/dev/null 2>&1; then
+    if grep -q '^cuda = ' benches/Cargo.toml; then
       cargo bench -p benches --features cuda --no-run --message-format=json | collect bench
     fi
   fi
