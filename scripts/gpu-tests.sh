@@ -11,8 +11,8 @@
 #     --from DIR    where the archive lies (dist/)
 #
 # `pack` needs nvcc (scripts/get-nvcc.sh). It takes every crate that has tests/gpu.rs, or those named; if none is named, the
-# benchmarks of benches/ too, where they have a feature cuda. `run` needs this script and the archive, an NVIDIA driver, and cuBLASLt 13 for products:
-# from LD_LIBRARY_PATH, from /usr/local/cuda, or from python3's nvidia-cublas package.
+# benchmarks of benches/ too, where they have a feature cuda. `run` needs this script and the archive, an NVIDIA driver, and
+# cuBLASLt 13 for products: from LD_LIBRARY_PATH, from /usr/local/cuda, or from python3's nvidia-cublas package.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 archive=gpu-tests.tar.gz
