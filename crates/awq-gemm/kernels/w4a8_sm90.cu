@@ -1,19 +1,21 @@
-// The W4A8 variants: one entry point each, named w4a8_g<group_size>_t<tokens>[_b<feature blocks per warpgroup>].
+// The W4A8 variants: one entry point each, named w4a8_g<group_size>_t<tokens>_f<features of a tile>.
 #include "w4a8.cuh"
 
-#define W4A8(NAME, TOKENS, BLOCKS, GROUP, STAGES, IN_FLIGHT)                                                          \
-    extern "C" __global__ void __launch_bounds__(w4a8::kThreads, 1)                                                   \
-        NAME(const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap sums,                         \
-             const __grid_constant__ w4a8::Problem problem) {                                                         \
-        w4a8::run<w4a8::Variant<TOKENS, BLOCKS, GROUP, STAGES, IN_FLIGHT>>(&x, &sums, problem);                       \
+#define W4A8(NAME, ...)                                                                                               \
+    extern "C" __global__ void __launch_bounds__(w4a8::Variant<__VA_ARGS__>::kThreads, 1)                             \
+        NAME(const __grid_constant__ CUtensorMap x, const __grid_constant__ w4a8::Problem problem) {                  \
+        w4a8::run<w4a8::Variant<__VA_ARGS__>>(&x, problem);                                                           \
     }
 
-//   name               tokens  blocks  group  stages  in flight
-W4A8(w4a8_g128_t8,           8,      2,   128,     12,         2)
-W4A8(w4a8_g128_t16,         16,      2,   128,     11,         2)
-W4A8(w4a8_g128_t32,         32,      2,   128,     10,         2)
-W4A8(w4a8_g128_t64,         64,      2,   128,      9,         2)
-W4A8(w4a8_g128_t64_b4,      64,      4,   128,      5,         1)
-W4A8(w4a8_g128_t128,       128,      2,   128,      6,         1)
-W4A8(w4a8_g64_t16,          16,      2,    64,     10,         2)
-W4A8(w4a8_g64_t128,        128,      2,    64,      6,         1)
+//   name                  tokens  warpgroups  blocks  slice  group  stages  chain sets  fragment sets
+W4A8(w4a8_g128_t16_f256,       16,          4,      1,    16,   128,     11,          1,             1)
+W4A8(w4a8_g128_t16_f512,       16,          4,      2,    16,   128,      6,          2,             1)
+W4A8(w4a8_g128_t32_f256,       32,          4,      1,    32,   128,     10,          1,             1)
+W4A8(w4a8_g128_t32_f512,       32,          4,      2,    32,   128,      5,          1,             1)
+W4A8(w4a8_g128_t64_f256,       64,          4,      1,    32,   128,      8,          1,             1)
+W4A8(w4a8_g128_t64_f512,       64,          2,      4,    64,   128,      5,          1,             1)
+W4A8(w4a8_g128_t128_f256,     128,          2,      2,    32,   128,      6,          2,             2)
+W4A8(w4a8_g64_t16_f256,        16,          4,      1,    16,    64,     11,          2,             1)
+W4A8(w4a8_g64_t32_f256,        32,          4,      1,    32,    64,     10,          1,             1)
+W4A8(w4a8_g64_t64_f256,        64,          4,      1,    32,    64,      8,          1,             1)
+W4A8(w4a8_g64_t128_f256,      128,          2,      2,    64,    64,      6,          1,             2)

@@ -1,0 +1,120 @@
+// What becomes of a W4A8 tile's accumulators: partials between blocks that share a tile, then scales, bias and the store.
+#pragma once
+#include <peregrine/fp8.cuh>
+#include <peregrine/sync.cuh>
+
+#include "w4a8_plan.cuh"
+
+namespace w4a8 {
+
+// Where a thread stands in its warpgroup and in the fragment layouts of wgmma.cuh.
+struct Lane {
+    int multiplier, thread, warp, row, column;
+    __device__ __forceinline__ Lane()
+        : multiplier(warp_uniform(threadIdx.x / 128) - 1),
+          thread(threadIdx.x % 128),
+          warp(thread / 32),
+          row(thread % 32 / 4),
+          column(thread % 4) {}
+};
+
+template <class V>
+using Accumulators = float[V::kBlocks][V::kValues];
+
+template <class V>
+__device__ __forceinline__ float4* partial_slot(const Problem& p, uint32_t block, const Lane& lane) {
+    constexpr int kVectors = V::kBlocks * V::kValues / 4;
+    return reinterpret_cast<float4*>(p.partials) + (block * V::kMultipliers + lane.multiplier) * kVectors * 128 + lane.thread;
+}
+
+template <class V>
+__device__ __forceinline__ void leave_partial(const Accumulators<V>& acc, const Problem& p, const Lane& lane) {
+    float4* slot = partial_slot<V>(p, blockIdx.x, lane);
+    const float4* values = reinterpret_cast<const float4*>(&acc[0][0]);
+#pragma unroll
+    for (int i = 0; i < V::kBlocks * V::kValues / 4; ++i) __stcg(slot + i * 128, values[i]);
+    named_barrier_sync(1 + lane.multiplier, 128);
+    if (lane.thread == 0) flag_release(p.flags + blockIdx.x * V::kMultipliers + lane.multiplier, 1);
+}
+
+// Adds, in the order of the blocks, what the blocks after this one have of the tile. They began with it, so they are done early.
+template <class V>
+__device__ __forceinline__ void add_partials(Accumulators<V>& acc, const Problem& p, int tile, const Lane& lane) {
+    const int tile_end = (tile + 1) * p.units;
+    const auto has_part = [&](uint32_t block) { return block < gridDim.x && stream_begin(p, block) < tile_end; };
+    // Thread i awaits block i: many small partials cost one round trip, not one each.
+    for (uint32_t block = blockIdx.x + 1 + lane.thread; has_part(block); block += 128) {
+        uint32_t* flag = p.flags + block * V::kMultipliers + lane.multiplier;
+        while (flag_acquire(flag) == 0) __nanosleep(20);
+        *flag = 0;
+    }
+    named_barrier_sync(1 + lane.multiplier, 128);
+#pragma unroll 1
+    for (uint32_t block = blockIdx.x + 1; has_part(block); ++block) {
+        const float4* slot = partial_slot<V>(p, block, lane);
+        float4* values = reinterpret_cast<float4*>(&acc[0][0]);
+#pragma unroll
+        for (int i = 0; i < V::kBlocks * V::kValues / 4; ++i) {
+            const float4 other = __ldcg(slot + i * 128);
+            values[i].x += other.x;
+            values[i].y += other.y;
+            values[i].z += other.z;
+            values[i].w += other.w;
+        }
+    }
+}
+
+// ---- The epilogue ------------------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ uint32_t transpose_8x8(uint32_t fragment) {
+    uint32_t transposed;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(fragment));
+    return transposed;
+}
+
+__device__ __forceinline__ uint32_t pack_output(float low, float high, int f16) {
+    return f16 ? f16x2_from_f32(low, high) : bf16x2_from_f32(low, high);
+}
+
+// D has features as rows, Y has them innermost: 8x8 blocks are transposed in registers, then neighbouring lanes trade words so
+// that the four lanes of a token store its 16 features as one 32-byte sector.
+template <class V>
+__device__ __forceinline__ void store_tile(const Accumulators<V>& acc, const Problem& p, const Place& place, const Lane& lane) {
+    const bool odd = lane.column % 2;
+    const int first_token = place.token_tile * V::kTokens;
+    float scale[V::kTokens / 8][2];  // of tokens 8 j + 2 column + 0..1; 512 is the factor of the codes
+#pragma unroll
+    for (int j = 0; j < V::kTokens / 8; ++j) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const int token = min(first_token + 8 * j + 2 * lane.column + i, p.tokens - 1);
+            scale[j][i] = 512.0f * __ldg(p.token_scales + token * p.token_scale_stride);
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < V::kBlocks; ++i) {
+        const int block = (place.feature_tile * V::kMultipliers + lane.multiplier) * V::kBlocks + i;
+        const int feature = block * kBlockFeatures + lane.warp * 16;
+        if (feature >= p.features) return;
+        const float bias_low = p.bias ? __ldg(p.bias + feature + lane.row) : 0.0f;
+        const float bias_high = p.bias ? __ldg(p.bias + feature + lane.row + 8) : 0.0f;
+#pragma unroll
+        for (int j = 0; j < V::kTokens / 8; ++j) {
+            if (first_token + 8 * j >= p.tokens) break;
+            const float* d = acc[i] + 4 * j;
+            const float low_0 = fmaf(d[0], scale[j][0], bias_low), low_1 = fmaf(d[1], scale[j][1], bias_low);
+            const float high_0 = fmaf(d[2], scale[j][0], bias_high), high_1 = fmaf(d[3], scale[j][1], bias_high);
+            const uint32_t low = transpose_8x8(pack_output(low_0, low_1, p.output_f16));
+            const uint32_t high = transpose_8x8(pack_output(high_0, high_1, p.output_f16));
+            const uint32_t traded = __shfl_xor_sync(0xffffffffu, odd ? low : high, 1);
+            const int token = first_token + 8 * j + lane.row;
+            if (token < p.tokens) {
+                uint16_t* row = static_cast<uint16_t*>(p.output) + static_cast<int64_t>(token) * p.features + feature;
+                const uint2 words = odd ? make_uint2(traded, high) : make_uint2(low, traded);
+                *reinterpret_cast<uint2*>(row + 8 * (lane.column % 2) + 4 * (lane.column / 2)) = words;
+            }
+        }
+    }
+}
+
+}  // namespace w4a8

@@ -1,0 +1,156 @@
+// What a W4A8 launch is told, what a variant fixes at compile time, and which work a block does. w4a8.cuh has the drawings.
+#pragma once
+#include <cstdint>
+
+#include <peregrine/sync.cuh>
+
+namespace w4a8 {
+
+using namespace peregrine;
+
+constexpr int kUnit = 128;          // K per stage: one row of the 128-byte swizzle
+constexpr int kBlockFeatures = 64;  // rows of one wgmma
+constexpr int kStripe = 8;          // blocks whose units alternate in memory
+constexpr int kWindow = 8;          // groups whose zero points are taken out together: one bf16 wgmma step, two columns a group
+constexpr int kCodeBytes = kBlockFeatures * kUnit / 2;      // of a block's unit
+constexpr int kScaleBytes = kWindow * kBlockFeatures * 2;   // of a block's window
+constexpr int kParameterBytes = kScaleBytes + kWindow * kBlockFeatures / 2;  // and its zero points
+constexpr int kSumRowBytes = 4 * kWindow;                   // a token's group sums of a window: a row of the 32-byte swizzle
+
+// The same for every variant; passed by value.
+struct Problem {
+    const uint8_t* codes;         // packed, see w4a8.cuh
+    const uint8_t* parameters;    // packed scales and zero points, see w4a8.cuh
+    const float* group_sums;      // [tokens, groups] sums of the e4m3 values of x over each group
+    const float* token_scales;    // xs[m * token_scale_stride]
+    const float* bias;            // [features] or null
+    void* output;                 // [tokens, features], bf16 or f16
+    float* partials;              // workspace: Variant::kPartialFloats for each block of the grid
+    uint32_t* flags;              // workspace: kMultipliers for each block of the grid; zero before and after every launch
+    int32_t tokens, features;     // features in multiples of 64
+    int32_t units, groups, windows;  // ceil(K / 128), K / group_size, ceil(groups / 8)
+    int32_t stream_tiles;         // tiles cut along K, counted from the first; the rest is a multiple of the grid
+    int32_t panel_tiles;          // token tiles that run side by side before the features advance
+    int32_t token_scale_stride;   // 1 per token, 0 per tensor
+    int32_t output_f16;           // 0: bf16
+    int32_t weights_stream_once;  // 1: evict the weights first from L2
+};
+
+template <int kTokens_, int kMultipliers_, int kBlocks_, int kSlice_, int kGroup_, int kStages_, int kChainSets_,
+          int kFragmentSets_>
+struct Variant {
+    static constexpr int kTokens = kTokens_;            // tokens of a tile
+    static constexpr int kMultipliers = kMultipliers_;  // multiplying warpgroups
+    static constexpr int kBlocks = kBlocks_;            // feature blocks of each
+    static constexpr int kSlice = kSlice_;              // tokens of one product chain
+    static constexpr int kGroup = kGroup_;              // group_size of the scales
+    static constexpr int kStages = kStages_;
+    static constexpr int kThreads = 128 * (1 + kMultipliers);
+    static constexpr int kTileBlocks = kBlocks * kMultipliers;
+
+    // A chain is one block x group x slice: the wgmma steps that share an accumulator set before they are promoted.
+    static constexpr int kGroups = kUnit / kGroup;   // per unit
+    static constexpr int kSteps = kGroup / 32;       // wgmma steps of a chain
+    static constexpr int kSlices = kTokens / kSlice;
+    static constexpr int kBlockChains = kGroups * kSlices;
+    static constexpr int kChains = kBlocks * kBlockChains;  // per unit
+    static constexpr int kChainValues = kSlice / 2;  // accumulators a thread holds for a chain
+    static constexpr int kValues = kTokens / 2;      // and for a block
+    static constexpr int kChainSets = kChainSets_;        // 2: a chain runs while the one before it is promoted
+    static constexpr int kFragmentSets = kFragmentSets_;  // 2: a block's codes are widened while the products of another run
+
+
+    static constexpr int kWindowUnits = kWindow / kGroups;
+    static constexpr int kXBytes = kTokens * kUnit;
+    static constexpr int kStageBytes = kXBytes + kTileBlocks * kCodeBytes;
+    static constexpr int kSumBytes = kTokens * kSumRowBytes;
+    static constexpr int kWindowStride = (kSumBytes + kTileBlocks * kParameterBytes + 1023) / 1024 * 1024;
+    static constexpr int kWindowOffset = 1024;  // after the barriers
+    static constexpr int kStageOffset = kWindowOffset + 2 * kWindowStride;
+    static constexpr int kSharedBytes = kStageOffset + kStages * kStageBytes;
+    static constexpr int kPartialFloats = kTileBlocks * kBlockFeatures * kTokens;
+
+    // Registers: the launch gives every thread the same; the copying warpgroup hands its share over.
+    static constexpr int kEntryRegisters = 65536 / kThreads / 8 * 8;
+    static constexpr int kCopierRegisters = kMultipliers > 2 ? 32 : 40;
+    static constexpr int kMultiplierRegisters =
+        ((kMultipliers + 1) * kEntryRegisters - kCopierRegisters) / kMultipliers / 8 * 8;
+
+    static_assert(kGroup == 64 || kGroup == 128, "scales come in groups of 64 or 128");
+    static_assert(kTokens % 8 == 0 && kTokens <= 256 && kTokens % kSlice == 0);
+    static_assert(kFragmentSets == 1 || kBlocks % 2 == 0, "a unit's last block and the next one's first need different fragments");
+    // To the compiler a fragment is dead once its last product is issued, so it would widen the next block into the registers that
+    // a product in flight still reads. While a block has another chain to issue, its fragments are safe.
+    static_assert(kFragmentSets == 1 || kBlockChains > 1);
+    static_assert(kXBytes % 1024 == 0, "the swizzle repeats every 1024 bytes");
+    static_assert(kTileBlocks <= kStripe && kStripe % kTileBlocks == 0, "a tile lies in one stripe");
+    static_assert(kSharedBytes <= 227 * 1024 && kStages >= 2);
+    static_assert((2 * kStages + 4) * 8 <= kWindowOffset);
+};
+
+// A run of units of one tile.
+struct Segment {
+    int tile, first_unit, end_unit;
+};
+
+// Where a tile lies. Tiles are numbered in panels of `panel_tiles` token tiles; inside a panel tokens vary fastest, so that
+// blocks that run together share weights in L2, and a panel's activations stay there.
+struct Place {
+    int feature_tile, token_tile;
+};
+
+template <class V>
+__device__ __forceinline__ int feature_tiles(const Problem& p) {
+    return (p.features + kBlockFeatures * V::kTileBlocks - 1) / (kBlockFeatures * V::kTileBlocks);
+}
+template <class V>
+__device__ __forceinline__ int token_tiles(const Problem& p) {
+    return (p.tokens + V::kTokens - 1) / V::kTokens;
+}
+
+template <class V>
+__device__ __forceinline__ Place locate(const Problem& p, int tile) {
+    const int panel_size = p.panel_tiles * feature_tiles<V>(p);
+    const int panel = tile / panel_size;
+    const int in_panel = tile - panel * panel_size;
+    const int width = min(p.panel_tiles, token_tiles<V>(p) - panel * p.panel_tiles);
+    const int feature_tile = in_panel / width;
+    return {feature_tile, panel * p.panel_tiles + in_panel - feature_tile * width};
+}
+
+// First unit of a block's share of the streamed tiles, counted over all of them.
+__device__ __forceinline__ int stream_begin(const Problem& p, uint32_t block) {
+    return static_cast<int>(static_cast<uint64_t>(p.stream_tiles) * p.units * block / gridDim.x);
+}
+
+// The segments of this block, in order: its share of the streamed tiles, then whole tiles. Every role walks the same.
+template <class V>
+struct Schedule {
+    int position, stream_end, next_whole;
+
+    __device__ __forceinline__ explicit Schedule(const Problem& p)
+        : position(warp_uniform(stream_begin(p, blockIdx.x))),
+          stream_end(warp_uniform(stream_begin(p, blockIdx.x + 1))),
+          next_whole(p.stream_tiles + blockIdx.x) {}
+
+    __device__ __forceinline__ bool next(const Problem& p, Segment& s) {
+        if (position < stream_end) {
+            s.tile = warp_uniform(position / p.units);
+            s.first_unit = position - s.tile * p.units;
+            s.end_unit = min(p.units, s.first_unit + stream_end - position);
+            position += s.end_unit - s.first_unit;
+            return true;
+        }
+        s = {next_whole, 0, p.units};
+        next_whole += gridDim.x;
+        return s.tile < feature_tiles<V>(p) * token_tiles<V>(p);
+    }
+};
+
+// First unit after the window of `unit`, or the segment's end.
+template <class V>
+__device__ __forceinline__ int window_end(const Segment& s, int unit) {
+    return min(s.end_unit, unit / V::kWindowUnits * V::kWindowUnits + V::kWindowUnits);
+}
+
+}  // namespace w4a8
