@@ -1,7 +1,7 @@
 //! JSON under limits. `serde_json` keeps the last of two equal keys; here that is an error.
 
 use crate::{JsonError, Result, limits};
-use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 use std::fmt;
 
@@ -25,6 +25,17 @@ pub(crate) fn parse(file: &str, bytes: &[u8]) -> Result<Object> {
     match value {
         Value::Object(object) => Ok(object),
         other => Err(JsonError::NotAnObject { file: file.to_owned(), got: kind(&other) }.into()),
+    }
+}
+
+/// Whether the text is JSON at all, whatever it holds.
+pub(crate) fn check(file: &str, bytes: &[u8]) -> Result<()> {
+    if depth(bytes) > limits::JSON_DEPTH {
+        return Err(JsonError::TooDeep { file: file.to_owned(), limit: limits::JSON_DEPTH }.into());
+    }
+    match serde_json::from_slice::<IgnoredAny>(bytes) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(JsonError::Syntax { file: file.to_owned(), message: error.to_string() }.into()),
     }
 }
 

@@ -35,6 +35,9 @@ pub enum TextError {
     /// Blocks nested too deeply.
     #[error("{file}: chat template: blocks or brackets nested too deeply")]
     TemplateTooDeep { file: String },
+    /// A tag with too long an expression.
+    #[error("{file}: chat template: line {line}: more than {limit} names and signs in one tag")]
+    TemplateTagTooLong { file: String, line: usize, limit: usize },
     /// A template that does not compile.
     #[error("{file}: malformed chat template: {message}")]
     Template { file: String, message: String },

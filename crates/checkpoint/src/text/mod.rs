@@ -1,6 +1,8 @@
 //! Tokenizer and chat template.
 
 mod clock;
+mod guard;
+mod scan;
 mod stream;
 mod template;
 mod tokenizer;

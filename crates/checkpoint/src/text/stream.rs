@@ -58,11 +58,13 @@ impl<'a> StreamDecoder<'a> {
     }
 
     fn new_text(&self) -> Result<String> {
-        let context = self.tokenizer.decode(&self.tokens[..self.whole])?;
+        let (context, held) = self.tokens.split_at(self.whole);
+        let before = self.tokenizer.decode(context)?;
         let all = self.tokenizer.decode(&self.tokens)?;
-        // Decoders work from left to right, so `all` begins with `context`; where a hostile one does not, the lengths
-        // still say how much is new.
-        let new = all.strip_prefix(&context).or_else(|| all.get(context.len()..)).unwrap_or("");
-        Ok(new.to_owned())
+        match all.strip_prefix(&before) {
+            Some(new) => Ok(new.to_owned()),
+            // Bytes that are no text can change what came out before them; that was emitted and stands.
+            None => self.tokenizer.decode(held),
+        }
     }
 }

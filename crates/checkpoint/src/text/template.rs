@@ -1,12 +1,12 @@
 //! Chat templates: Jinja as Hugging Face runs it, under limits.
 //!
 //! A template is untrusted code. It reaches nothing but the messages; what it may do is bounded: its size, its fuel
-//! (which pays for every instruction and for the bytes it builds), and its depth. Parsers, compilers and values of
+//! (which pays for every instruction and for the bytes it builds), the length of its tags, and its depth. Parsers, compilers and values of
 //! template engines recurse, so a template of a few thousand operators, or a list nested by a loop, overflows an
 //! ordinary stack and takes the process with it. Compiling and rendering therefore run on a stack that is large enough
 //! for the deepest template and the deepest value that size and fuel allow.
 
-use super::clock;
+use super::{clock, scan};
 use crate::config::Fields;
 use crate::{Error, Files, Result, TextError, json, limits};
 use minijinja::syntax::SyntaxConfig;
@@ -93,6 +93,7 @@ impl ChatTemplate {
         if bytes > limit {
             return Err(TextError::TemplateTooLarge { file, bytes, limit }.into());
         }
+        scan::check(&file, &source)?;
         let compiled = on_large_stack(&file, || {
             let mut environment = environment()?;
             environment.add_template_owned("chat_template", source)?;

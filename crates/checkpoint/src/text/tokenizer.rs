@@ -1,8 +1,8 @@
 //! Text to tokens and back, by Hugging Face `tokenizers`.
 
 use super::StreamDecoder;
-use crate::{Files, Result, TextError, limits};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use super::guard::guarded;
+use crate::{Files, Result, TextError, json, limits};
 
 const NAME: &str = "tokenizer.json";
 
@@ -24,6 +24,8 @@ impl Tokenizer {
 
     /// Builds a tokenizer from the text of a tokenizer.json, whose path is `file`, for a model of `vocab_size` tokens.
     pub fn from_bytes(file: &str, bytes: &[u8], vocab_size: usize) -> Result<Self> {
+        // What is not JSON would panic in the library.
+        json::check(file, bytes)?;
         let malformed =
             |message: String| TextError::Tokenizer { file: file.to_owned(), message: one_line(&message) };
         let built = guarded(|| tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| error.to_string()));
@@ -77,11 +79,6 @@ impl Tokenizer {
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
     }
-}
-
-/// `tokenizers` was not written for hostile files: what panics in it becomes an error here.
-fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err("the tokenizers library panicked".to_owned()))
 }
 
 fn one_line(message: &str) -> String {
