@@ -12,7 +12,29 @@
 //!
 //! [`Checkpoint::linear`] puts them together: a linear layer's tensors as they are stored, shapes and dtypes and
 //! scales checked. Turning them into a kernel's layout is the business of the op crates.
+//!
+//! ```
+//! use checkpoint::{Checkpoint, Files, LinearWeight};
+//!
+//! // A model of one tensor, embedded in the binary.
+//! static CONFIG: &[u8] = br#"{"model_type": "llama", "vocab_size": 32, "hidden_size": 2, "intermediate_size": 4,
+//!     "num_hidden_layers": 1, "num_attention_heads": 1}"#;
+//! static WEIGHTS: &[u8] = b"\x3f\0\0\0\0\0\0\0\
+//!     {\"l.weight\":{\"dtype\":\"F32\",\"shape\":[1,2],\"data_offsets\":[0,8]}}\
+//!     \0\0\x80\x3f\0\0\0\x40";
+//! let checkpoint = Checkpoint::from_files(Files::memory([("config.json", CONFIG), ("model.safetensors", WEIGHTS)]))?;
+//! assert_eq!(checkpoint.config.common().head_dim, 2);
+//! assert_eq!(checkpoint.linear("l", 2, 1)?.weight, LinearWeight::Plain { weight: vec![1.0, 2.0] });
+//!
+//! let error = checkpoint.linear("l", 2, 2).unwrap_err();
+//! assert_eq!(error.to_string(), "tensor \"l.weight\": expected shape [2, 2], got [1, 2]");
+//! # Ok::<(), checkpoint::Error>(())
+//! ```
 #![forbid(unsafe_code)]
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 mod checkpoint;
 pub mod config;

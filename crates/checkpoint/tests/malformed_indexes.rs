@@ -1,4 +1,5 @@
 //! Malformed indexes and unreadable files: each case with its exact error.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 mod common;
 

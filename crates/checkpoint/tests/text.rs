@@ -1,4 +1,5 @@
 //! Chat templates against Jinja2, tokenizers against hand-made vocabularies, and what hostile ones come to.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 mod common;
 
@@ -314,7 +315,7 @@ fn broken_tokenizers_do_not_panic() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
+    #![proptest_config(op_test::cases())]
 
     /// However a text falls into tokens, its pieces are the text, and none ends within a character.
     #[test]
