@@ -30,7 +30,7 @@ fn main() -> Result<()> {
         query_offsets: &[0, 1, 2][..],
     };
 
-    // Every query looks for position 1.
+    // Every query looks along dim 1: for position 1, and for 65 where there is one.
     let mut queries = vec![0f32; 2 * shape.query_heads * shape.head_dim];
     queries.iter_mut().skip(1).step_by(shape.head_dim).for_each(|q| *q = 200.0);
     let mut output = vec![0f32; queries.len()];

@@ -225,11 +225,14 @@ __device__ __forceinline__ void consume(const DecodeArgs& args, typename Tile::S
 
             const int row_token = position + 16 * warp + (Tile::fp8 ? 2 : 1) * (lane / 4);
             if (args.alibi_slopes) {
+                const float slope_unit = args.softmax_scale * log2_e / scale;
 #pragma unroll
                 for (int i = 0; i < step_pages * columns / 2; ++i) {
                     const int p = i / (columns / 2), j = i % (columns / 2), n = fragment_column(j, lane);
                     const int token = row_token + p * page_tokens + j / 2 % 2 * row_step;
-                    s[p][j] += item.slope[n] * static_cast<float>(token - item.visible[n].y + 1);
+                    // Counted from the query's own bias: that leaves small numbers in the maxima.
+                    const float own = alibi_bias(item.slope[n], item.visible[n].y - 1);
+                    s[p][j] += (alibi_bias(item.slope[n], token) - own) * slope_unit;
                 }
             }
             if (position < all_low || position + step_pages * page_tokens > min(all_high, step_end)) {

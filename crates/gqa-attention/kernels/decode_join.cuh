@@ -86,9 +86,9 @@ __device__ __forceinline__ void join(const DecodeArgs& args, const typename Tile
         *reinterpret_cast<uint2*>(args.output + row * Tile::head_dim + d) =
             make_uint2(bf16x2_from_f32(o.x * norm, o.y * norm), bf16x2_from_f32(o.z * norm, o.w * norm));
         if (args.lse && d == 0) {
-            // The slopes were applied to distances from the query; the definition counts from position 0.
-            const float position = static_cast<float>(piece.context_len - piece.query_len + token);
-            const float shift = args.alibi_slopes ? args.alibi_slopes[head] * position : 0.0f;
+            // Biases were counted from the query's own; the definition counts from nothing.
+            const int position = piece.context_len - piece.query_len + token;
+            const float shift = args.alibi_slopes ? args.softmax_scale * alibi_bias(args.alibi_slopes[head], position) : 0.0f;
             args.lse[row] =
                 joined.sum > 0.0f ? (joined.top + log2f(joined.sum) - Tile::shift) * ln_2 + shift : minus_infinity;
         }

@@ -110,8 +110,7 @@ __device__ __forceinline__ void prepare(const DecodeArgs& args, typename Tile::I
         const int token = token_of(args, piece.query_len, column);
         const int end = piece.context_len - piece.query_len + token + 1;
         item.visible[n] = make_int2(args.window ? max(0, end - static_cast<int>(args.window)) : 0, end);
-        item.slope[n] =
-            args.alibi_slopes ? args.alibi_slopes[(piece.head - token) * args.group_size + column] * log2_e / scale : 0.0f;
+        item.slope[n] = args.alibi_slopes ? args.alibi_slopes[(piece.head - token) * args.group_size + column] : 0.0f;
     }
     if (lane == 0) {
         item.piece = piece;

@@ -18,7 +18,7 @@ struct DecodeArgs {
     const uint32_t* query_starts;  // [batch + 1], or null: sequence b owns query tokens b * query_len ...
     const float* k_scale;          // [kv_heads], or null: 1
     const float* v_scale;          // [kv_heads], or null: 1
-    const float* alibi_slopes;     // [query_heads], times softmax_scale; or null
+    const float* alibi_slopes;     // [query_heads], values of bf16; or null
     uint16_t* output;              // bf16, as query
     float* lse;                    // [tokens, query_heads], natural logarithm; or null
     float* partials;               // workspace: gridDim.x * (2 + workers) * columns * (head_dim + 4)

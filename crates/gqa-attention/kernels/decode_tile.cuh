@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include <peregrine/core_matrix.cuh>
+#include <peregrine/fp8.cuh>
 
 #include "decode_plan.cuh"
 
@@ -18,6 +19,12 @@ __device__ __forceinline__ float exp2_approx(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
+}
+
+// device::alibi_bias: slope, position and product rounded to bf16 as in Falcon's training. `slope` is a value of bf16.
+__device__ __forceinline__ float round_to_bf16(float x) { return __uint_as_float(bf16x2_from_f32(0.0f, x)); }
+__device__ __forceinline__ float alibi_bias(float slope, int position) {
+    return round_to_bf16(slope * round_to_bf16(static_cast<float>(position)));
 }
 
 // Element types of the pages: bytes, the bit pattern of ones that fills an operand word, and their products.
@@ -76,7 +83,7 @@ struct DecodeTile {
     struct Item {
         alignas(128) uint8_t query[columns * head_dim * 2];  // operand B of K . Q^T; e4m3: high terms, then low terms
         int2 visible[columns];                               // first token that a column sees, and the one after the last
-        float slope[columns];                                // ALiBi slope in units of the product of K and Q
+        float slope[columns];                                // of ALiBi, raw
         Piece piece;
     };
     struct Worker {

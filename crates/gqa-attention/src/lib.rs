@@ -48,6 +48,10 @@
 #![cfg_attr(not(feature = "cuda"), forbid(unsafe_code))]
 
 mod attention;
+#[cfg(feature = "cuda")]
+mod launch;
 mod reference;
 
 pub use attention::{Attention, AttentionOptions, AttentionShape};
+#[cfg(feature = "cuda")]
+pub use launch::AttentionWorkspace;

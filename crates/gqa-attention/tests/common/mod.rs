@@ -1,5 +1,8 @@
 //! A random batch whose keys and values are known densely, beside the pages they lie in.
 
+// Each test binary uses its part of this.
+#![allow(dead_code)]
+
 use device::{BatchView, Element, KvLayout, KvPages, PAGE_SIZE};
 use gqa_attention::{Attention, AttentionOptions, AttentionShape};
 use op_test::{Guarded, Rng};
@@ -33,6 +36,28 @@ pub struct Answer {
     pub log_sum_exp: Vec<f32>,
 }
 
+/// A case in shuffled pages between NaN.
+#[derive(Debug, Clone)]
+pub struct Paged<T> {
+    pub layout: KvLayout,
+    pub pool: Vec<T>,
+    pub block_tables: Vec<u32>,
+    pub max_pages: usize,
+    pub context_lens: Vec<u32>,
+    pub query_offsets: Vec<u32>,
+}
+
+impl<T> Paged<T> {
+    pub fn batch(&self) -> BatchView<&[u32]> {
+        BatchView {
+            block_tables: &self.block_tables,
+            max_pages: self.max_pages,
+            context_lens: &self.context_lens,
+            query_offsets: &self.query_offsets,
+        }
+    }
+}
+
 impl<T: Element> Case<T> {
     pub fn random(
         rng: &mut Rng,
@@ -54,10 +79,9 @@ impl<T: Element> Case<T> {
         Self { shape, options, sequences, keys, values, key_scales, value_scales, queries }
     }
 
-    /// Lays the case out in shuffled pages between NaN, as many to a table row as `spare` more than the longest needs,
-    /// and runs the reference on it.
-    pub fn run(&self, rng: &mut Rng, spare: usize) -> Answer {
-        let AttentionShape { query_heads, kv_heads, head_dim } = self.shape;
+    /// Lays the case out in shuffled pages, with as many entries to a table row as `spare` more than the longest needs.
+    pub fn lay_out(&self, rng: &mut Rng, spare: usize) -> Paged<T> {
+        let AttentionShape { kv_heads, head_dim, .. } = self.shape;
         let layout = KvLayout::new(kv_heads, head_dim).unwrap();
         let used = |s: &Sequence| s.context.div_ceil(PAGE_SIZE);
         let max_pages = self.sequences.iter().map(used).max().unwrap_or(0) + spare;
@@ -87,24 +111,25 @@ impl<T: Element> Case<T> {
         for sequence in &self.sequences {
             query_offsets.push(query_offsets[query_offsets.len() - 1] + sequence.queries as u32);
         }
-        let view = BatchView {
-            block_tables: &block_tables[..],
-            max_pages,
-            context_lens: &context_lens[..],
-            query_offsets: &query_offsets[..],
-        };
+        Paged { layout, pool, block_tables, max_pages, context_lens, query_offsets }
+    }
+
+    /// Runs the reference on the case laid out.
+    pub fn run(&self, rng: &mut Rng, spare: usize) -> Answer {
+        let AttentionShape { query_heads, head_dim, .. } = self.shape;
+        let paged = self.lay_out(rng, spare);
         let pages = KvPages {
-            layout,
-            pool: &pool[..],
+            layout: paged.layout,
+            pool: &paged.pool[..],
             key_scales: &self.key_scales[..],
             value_scales: &self.value_scales[..],
         };
         let plan = Attention::new(self.shape, self.options.clone()).unwrap();
-        let tokens = view.tokens();
+        let tokens = paged.batch().tokens();
         let mut output = Guarded::<f32>::new(tokens * query_heads * head_dim);
         let mut log_sum_exp = Guarded::<f32>::new(tokens * query_heads);
         let lse = Some(log_sum_exp.payload_mut());
-        plan.reference(&self.queries, &pages, &view, output.payload_mut(), lse).unwrap();
+        plan.reference(&self.queries, &pages, &paged.batch(), output.payload_mut(), lse).unwrap();
         Answer { output: output.checked(), log_sum_exp: log_sum_exp.checked() }
     }
 

@@ -1,0 +1,287 @@
+//! Attention on the device: the crate's only unsafe code.
+
+use crate::Attention;
+use crate::attention::CHECK;
+use bytemuck::{Pod, Zeroable};
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
+use device::gpu::{
+    Args, Cubin, Kernel, Launch, check_aligned, check_aligned_mut, check_len, multiprocessors, upload, zeros,
+};
+use device::{BatchView, Element, KvPages, Result};
+use half::bf16;
+use std::sync::Arc;
+
+static CUBIN: Cubin =
+    Cubin::new("decode_sm90", include_bytes!(concat!(env!("OUT_DIR"), "/decode_sm90.cubin")));
+
+/// One instantiation of decode.cuh.
+struct Variant {
+    kernel: Kernel,
+    element: &'static str,
+    head_dim: usize,
+    /// Query tokens times heads of a group that one pass over keys and values takes.
+    columns: usize,
+    /// Warpgroups of a block, each with a loading warp.
+    workers: usize,
+    shared_bytes: u32,
+}
+
+impl Variant {
+    fn threads(&self) -> u32 {
+        self.workers as u32 * 160
+    }
+
+    /// Floats of the workspace that each block writes its partial results to.
+    fn partial_floats(&self) -> usize {
+        (2 + self.workers) * self.columns * (self.head_dim + 4)
+    }
+}
+
+/// In step with `DECODE_VARIANTS` of decode_sm90.cu, where the compiler holds the sizes of shared memory against the code.
+macro_rules! variants {
+    ($($element:literal $head_dim:literal $columns:literal $workers:literal $shared_bytes:literal)*) => {
+        [$(Variant {
+            kernel: Kernel::new(&CUBIN, concat!("decode_", $element, "_d", $head_dim, "_n", $columns)),
+            element: $element,
+            head_dim: $head_dim,
+            columns: $columns,
+            workers: $workers,
+            shared_bytes: $shared_bytes,
+        }),*]
+    };
+}
+
+static VARIANTS: [Variant; 24] = variants![
+    "e4m3" 64 8 4 221056
+    "e4m3" 64 16 4 226176
+    "e4m3" 64 32 4 218752
+    "e4m3" 64 64 2 217728
+    "e4m3" 64 72 2 208000
+    "e4m3" 128 8 3 228608
+    "e4m3" 128 16 3 209280
+    "e4m3" 128 32 2 228224
+    "e4m3" 128 64 2 215552
+    "e4m3" 256 8 3 189184
+    "e4m3" 256 16 3 229504
+    "e4m3" 256 32 2 206464
+    "bf16" 64 8 3 219392
+    "bf16" 64 16 3 215552
+    "bf16" 64 32 2 220032
+    "bf16" 64 64 2 225664
+    "bf16" 64 72 2 216960
+    "bf16" 128 8 2 219904
+    "bf16" 128 16 3 209152
+    "bf16" 128 32 2 211712
+    "bf16" 128 64 2 223616
+    "bf16" 256 8 2 225408
+    "bf16" 256 16 1 225024
+    "bf16" 256 32 1 220032
+];
+
+/// The variant for `columns`: the narrowest that takes them in one pass, or else the widest but 72, which serves groups of 65
+/// to 72 heads only.
+fn choose(element: &str, head_dim: usize, columns: usize) -> Option<&'static Variant> {
+    let mut fitting = VARIANTS.iter().filter(|v| v.element == element && v.head_dim == head_dim);
+    let mut widest = None;
+    let found = fitting.find(|variant| {
+        if variant.columns.is_power_of_two() {
+            widest = Some(*variant);
+        }
+        variant.columns >= columns
+    });
+    found.or(widest)
+}
+
+/// `DecodeArgs` of decode_plan.cuh.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct DecodeArgs {
+    query: u64,
+    pages: u64,
+    block_table: u64,
+    context_lens: u64,
+    query_starts: u64,
+    key_scales: u64,
+    value_scales: u64,
+    alibi_slopes: u64,
+    output: u64,
+    log_sum_exp: u64,
+    partials: u64,
+    finished: u64,
+    batch: u32,
+    query_len: u32,
+    kv_heads: u32,
+    group_size: u32,
+    max_pages: u32,
+    window: u32,
+    softmax_scale: f32,
+    padding: u32,
+}
+
+/// What one plan keeps on a device between launches: room for partial results, counters, the slopes of ALiBi. One serves
+/// all layers on its stream. After a launch that failed make a new one.
+#[derive(Debug)]
+pub struct AttentionWorkspace {
+    stream: Arc<CudaStream>,
+    partials: CudaSlice<f32>,
+    /// Zero between launches.
+    finished: CudaSlice<u32>,
+    alibi_slopes: Option<CudaSlice<f32>>,
+    blocks: usize,
+}
+
+impl Attention {
+    /// Room for launches of this plan on `stream`: 6 to 25 MB on an H200.
+    pub fn workspace(&self, stream: &Arc<CudaStream>) -> Result<AttentionWorkspace> {
+        let blocks = multiprocessors(stream)? as usize;
+        let variants = VARIANTS.iter().filter(|variant| variant.head_dim == self.shape().head_dim);
+        let floats = variants.map(Variant::partial_floats).max().unwrap_or(0);
+        let alibi_slopes = match self.alibi_slopes() {
+            Some(slopes) => {
+                // As the bias rounds them (`device::alibi_bias`).
+                let rounded: Vec<f32> = slopes.iter().map(|&slope| bf16::from_f32(slope).to_f32()).collect();
+                Some(upload(stream, &rounded, "the slopes of ALiBi")?)
+            }
+            None => None,
+        };
+        Ok(AttentionWorkspace {
+            stream: stream.clone(),
+            partials: zeros(stream, blocks * floats, "partial results of attention")?,
+            finished: zeros(stream, blocks, "counters of attention")?,
+            alibi_slopes,
+            blocks,
+        })
+    }
+
+    /// Attention on `stream` over pages of bf16 or e4m3, for `head_dim` 64, 128 or 256 and a scale above 0.
+    ///
+    /// Reads `queries`, bf16 `[tokens, query_heads, head_dim]`; writes `output`, bf16 of the same shape, and, where wanted,
+    /// `log_sum_exp`, f32 `[tokens, query_heads]`. Queries, output and pool start at multiples of 16 bytes. `max_queries`
+    /// is the largest number of new tokens that a sequence of the batch is expected to have: it chooses the kernel, and more than
+    /// that are served too, with a pass over the keys and values for every 64 (32 for a `head_dim` of 256) of tokens
+    /// times group.
+    ///
+    /// `tokens` is given by the length of `queries` and may be more than the batch has; rows behind the last sequence's are
+    /// left alone. Batch lengths are read as the kernel runs, so a captured graph follows them from replay to replay.
+    /// It may overlap the kernel before it (programmatic dependent launch).
+    ///
+    /// # Safety
+    /// The contents of `batch` are on the device and cannot be checked here: [`BatchView::check`] must hold for them,
+    /// with the pages of the pool, when the kernel runs, and their last query offset must be at most `tokens`.
+    pub unsafe fn launch<T: Element>(
+        &self,
+        stream: &Arc<CudaStream>,
+        queries: &impl DevicePtr<bf16>,
+        pages: &KvPages<&impl DevicePtr<T>, &impl DevicePtr<f32>>,
+        batch: &BatchView<&impl DevicePtr<u32>>,
+        max_queries: usize,
+        workspace: &mut AttentionWorkspace,
+        output: &mut impl DevicePtrMut<bf16>,
+        log_sum_exp: Option<&mut impl DevicePtrMut<f32>>,
+    ) -> Result<()> {
+        let shape = self.shape();
+        CHECK.that(matches!(T::NAME, "bf16" | "e4m3"), "pool", "elements of bf16 or e4m3", T::NAME)?;
+        let columns = max_queries.saturating_mul(shape.group());
+        let variant = choose(T::NAME, shape.head_dim, columns)
+            .ok_or_else(|| CHECK.error("head_dim", "64, 128 or 256", shape.head_dim))?;
+        CHECK.that(self.scale() > 0.0, "scale", "a number above 0", self.scale())?;
+        self.check_layout(pages.layout)?;
+        pages.layout.pages(CHECK.0, pages.pool.len())?;
+        check_len(CHECK, "key_scales", pages.key_scales, shape.kv_heads)?;
+        check_len(CHECK, "value_scales", pages.value_scales, shape.kv_heads)?;
+        let sequences = batch.context_lens.len();
+        check_len(CHECK, "query_offsets", batch.query_offsets, sequences.saturating_add(1))?;
+        let entries = CHECK.product("max_pages", &[sequences, batch.max_pages])?;
+        check_len(CHECK, "block_tables", batch.block_tables, entries)?;
+        let row = shape.query_heads * shape.head_dim;
+        let whole = queries.len().is_multiple_of(row);
+        CHECK.that(whole, "queries", format_args!("a multiple of {row} elements"), queries.len())?;
+        check_len(CHECK, "output", output, queries.len())?;
+        if let Some(log_sum_exp) = &log_sum_exp {
+            check_len(CHECK, "log_sum_exp", *log_sum_exp, queries.len() / shape.head_dim)?;
+        }
+        check_aligned(CHECK, "queries", queries, 16, stream)?;
+        check_aligned(CHECK, "pool", pages.pool, 16, stream)?;
+        check_aligned_mut(CHECK, "output", output, 16, stream)?;
+        let own = workspace.stream.cu_stream() == stream.cu_stream();
+        CHECK.that(own, "workspace", "one made for this stream", "another stream's")?;
+        let room = workspace.partials.len() >= workspace.blocks * variant.partial_floats()
+            && workspace.alibi_slopes.is_some() == self.alibi_slopes().is_some();
+        CHECK.that(room, "workspace", "one made for this plan", "another plan's")?;
+        if sequences == 0 || queries.len() == 0 {
+            return Ok(());
+        }
+
+        let number = |argument, value: usize| {
+            u32::try_from(value)
+                .map_err(|_| CHECK.error(argument, format_args!("at most {}", u32::MAX), value))
+        };
+        // The guards say when the stream is done with a slice; they live until the launch.
+        let (query, _query) = queries.device_ptr(stream);
+        let (pool, _pool) = pages.pool.device_ptr(stream);
+        let (block_table, _block_table) = batch.block_tables.device_ptr(stream);
+        let (context_lens, _context_lens) = batch.context_lens.device_ptr(stream);
+        let (query_starts, _query_starts) = batch.query_offsets.device_ptr(stream);
+        let (key_scales, _key_scales) = pages.key_scales.device_ptr(stream);
+        let (value_scales, _value_scales) = pages.value_scales.device_ptr(stream);
+        let (output, _output) = output.device_ptr_mut(stream);
+        let (partials, _partials) = workspace.partials.device_ptr_mut(stream);
+        let (finished, _finished) = workspace.finished.device_ptr_mut(stream);
+        let slopes = workspace.alibi_slopes.as_ref().map(|slopes| slopes.device_ptr(stream));
+        let log_sum_exp = log_sum_exp.map(|log_sum_exp| log_sum_exp.device_ptr_mut(stream));
+        let args = DecodeArgs {
+            query,
+            pages: pool,
+            block_table,
+            context_lens,
+            query_starts,
+            key_scales,
+            value_scales,
+            alibi_slopes: slopes.as_ref().map_or(0, |slopes| slopes.0),
+            output,
+            log_sum_exp: log_sum_exp.as_ref().map_or(0, |log_sum_exp| log_sum_exp.0),
+            partials,
+            finished,
+            batch: number("context_lens", sequences)?,
+            query_len: 0,
+            kv_heads: number("kv_heads", shape.kv_heads)?,
+            group_size: number("query_heads", shape.group())?,
+            max_pages: number("max_pages", batch.max_pages)?,
+            // A window beyond any context is none.
+            window: self.window().and_then(|window| u32::try_from(window).ok()).unwrap_or(0),
+            softmax_scale: self.scale(),
+            padding: 0,
+        };
+        let grid = number("workspace", workspace.blocks)?;
+        let launch = Launch::grid(grid).block(variant.threads()).shared(variant.shared_bytes).overlapping();
+        // SAFETY: the parameter is the kernel's `DecodeArgs`, its addresses are those of slices of this call, whose lengths
+        // and alignment were checked above; the workspace has room for a block's partial results on every
+        // multiprocessor, and its counters are zero between the launches of its one stream. That the batch leads to
+        // no other row and no other page is the caller's contract.
+        unsafe { variant.kernel.launch(stream, launch, Args::new(stream).structure(&args)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{VARIANTS, choose};
+
+    #[test]
+    fn the_narrowest_variant_that_fits_is_chosen() {
+        let columns = |head_dim, wanted| choose("e4m3", head_dim, wanted).map(|variant| variant.columns);
+        for (wanted, got) in
+            [(1, 8), (8, 8), (9, 16), (29, 32), (33, 64), (64, 64), (71, 72), (72, 72), (73, 64)]
+        {
+            assert_eq!(columns(64, wanted), Some(got));
+        }
+        for (wanted, got) in [(8, 8), (64, 64), (65, 64), (1000, 64)] {
+            assert_eq!(columns(128, wanted), Some(got));
+        }
+        for (wanted, got) in [(16, 16), (32, 32), (33, 32)] {
+            assert_eq!(columns(256, wanted), Some(got));
+        }
+        assert_eq!(columns(96, 1), None);
+        assert!(choose("f32", 64, 1).is_none());
+        assert!(VARIANTS.iter().all(|variant| variant.shared_bytes <= 232_448));
+    }
+}
