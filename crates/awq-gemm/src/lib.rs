@@ -41,12 +41,16 @@
 #![cfg_attr(not(feature = "cuda"), forbid(unsafe_code))]
 
 pub mod formats;
+#[cfg(feature = "cuda")]
+mod launch;
 mod pack;
 mod product;
 mod quantize;
 mod reference;
 mod weights;
 
+#[cfg(feature = "cuda")]
+pub use launch::{DeviceInt4Weights, W4A8Workspace};
 pub use pack::PackedWeights;
 pub use product::{W4A8, W4A16};
 pub use quantize::quantize;

@@ -24,7 +24,7 @@ pub struct W4A16 {
 }
 
 impl W4A8 {
-    const CHECK: Check = Check("w4a8");
+    pub(crate) const CHECK: Check = Check("w4a8");
 
     /// The product with weights of `shape`.
     pub fn new(shape: Int4Shape) -> Self {
@@ -77,6 +77,11 @@ impl W4A8 {
         Ok(())
     }
 
+    /// The shape of its weights.
+    pub fn shape(&self) -> Int4Shape {
+        self.shape
+    }
+
     fn check(
         &self,
         x: &QuantizedActivation<&[E4m3], &[f32]>,
@@ -85,11 +90,17 @@ impl W4A8 {
         y: &[f32],
     ) -> Result<()> {
         let features = self.shape.in_features();
-        Self::CHECK.that(x.shape.features == features, "x.shape.features", features, x.shape.features)?;
+        self.check_shapes(x.shape.features, weights.shape())?;
         let codes = Self::CHECK.product("x.shape.tokens", &[x.shape.tokens, features])?;
         Self::CHECK.len("x.codes", x.codes, codes)?;
         Self::CHECK.len("x.scales", x.scales, x.shape.tokens)?;
-        check_rest(Self::CHECK, self.shape, x.shape.tokens, weights, bias, y)
+        check_rest(Self::CHECK, self.shape, x.shape.tokens, bias, y)
+    }
+
+    pub(crate) fn check_shapes(&self, features: usize, weights: Int4Shape) -> Result<()> {
+        let expected = self.shape.in_features();
+        Self::CHECK.that(features == expected, "x.shape.features", expected, features)?;
+        check_weights(Self::CHECK, self.shape, weights)
     }
 }
 
@@ -117,22 +128,18 @@ impl W4A16 {
         let features = self.shape.in_features();
         let whole = x.len().is_multiple_of(features);
         Self::CHECK.that(whole, "x", format_args!("rows of {features} elements"), x.len())?;
-        check_rest(Self::CHECK, self.shape, x.len() / features, weights, bias, y)?;
+        check_weights(Self::CHECK, self.shape, weights.shape())?;
+        check_rest(Self::CHECK, self.shape, x.len() / features, bias, y)?;
         reference::w4a16(x, weights, bias, y);
         Ok(())
     }
 }
 
-fn check_rest(
-    check: Check,
-    shape: Int4Shape,
-    tokens: usize,
-    weights: &Int4Weights,
-    bias: Option<&[f32]>,
-    y: &[f32],
-) -> Result<()> {
-    let same = weights.shape() == shape;
-    check.that(same, "weights", format_args!("{shape:?}"), format_args!("{:?}", weights.shape()))?;
+fn check_weights(check: Check, expected: Int4Shape, got: Int4Shape) -> Result<()> {
+    check.that(got == expected, "weights", format_args!("{expected:?}"), format_args!("{got:?}"))
+}
+
+fn check_rest(check: Check, shape: Int4Shape, tokens: usize, bias: Option<&[f32]>, y: &[f32]) -> Result<()> {
     if let Some(bias) = bias {
         check.len("bias", bias, shape.out_features())?;
     }

@@ -9,9 +9,9 @@ use half::f16;
 use op_test::Rng;
 use proptest::prelude::*;
 
-/// Whole and padded units, both group sizes.
+/// Whole and padded units, windows and stripes; both group sizes.
 fn shapes() -> impl Strategy<Value = Int4Shape> {
-    (prop_oneof![Just(64usize), Just(128)], 1usize..=5, 1usize..=3).prop_map(
+    (prop_oneof![Just(64usize), Just(128)], 1usize..=10, 1usize..=18).prop_map(
         |(group_size, groups, blocks)| Int4Shape::new(group_size * groups, 64 * blocks, group_size).unwrap(),
     )
 }
@@ -23,39 +23,43 @@ proptest! {
     fn from_weights_and_back(shape in shapes(), seed: u64) {
         let weights = weights(shape, seed);
         let packed = PackedWeights::pack(&weights).unwrap();
+        prop_assert_eq!(packed.bytes().len(), PackedWeights::bytes_of(shape).unwrap());
         prop_assert_eq!(packed.unpack().unwrap(), weights);
     }
 
-    /// Every bit of a unit without padding means something, and none twice.
+    /// Where nothing is padded every bit means something, and none twice.
     #[test]
-    fn from_bytes_and_back(narrow: bool, units in 1usize..4, blocks in 1usize..3, seed: u64) {
+    fn from_bytes_and_back(narrow: bool, windows in 1usize..3, blocks in 1usize..18, seed: u64) {
         let group_size = if narrow { 64 } else { 128 };
-        let shape = Int4Shape::new(128 * units, 64 * blocks, group_size).unwrap();
-        let groups = 128 / group_size;
+        let shape = Int4Shape::new(8 * group_size * windows, 64 * blocks, group_size).unwrap();
         let mut rng = Rng::new(seed);
-        let mut bytes = Vec::new();
-        for _ in 0..units * blocks {
-            bytes.extend((0..4096).map(|_| rng.bits() as u8));
-            bytes.extend((0..64 * groups).flat_map(|_| f16::from_f32(common::scale(&mut rng)).to_le_bytes()));
-            bytes.extend((0..32 * groups).map(|_| rng.bits() as u8));
+        let codes = blocks * shape.in_features() / 128 * 4096;
+        let mut bytes: Vec<u8> = (0..codes).map(|_| rng.bits() as u8).collect();
+        for _ in 0..windows * blocks {
+            bytes.extend((0..512).flat_map(|_| f16::from_f32(common::scale(&mut rng)).to_le_bytes()));
+            bytes.extend((0..256).map(|_| rng.bits() as u8));
         }
-        prop_assert_eq!(bytes.len(), PackedWeights::bytes_of(shape).unwrap());
         let weights = PackedWeights::from_bytes(shape, bytes.clone()).unwrap().unpack().unwrap();
         let packed = PackedWeights::pack(&weights).unwrap();
         prop_assert_eq!(packed.bytes(), bytes);
     }
 
-    /// As a thread of the kernel reads it: 16 bytes are its fragments of two wgmma steps of 32 input features, each of
-    /// four registers: rows r and r + 8, then those rows 16 features on; a register holds four neighbouring features.
+    /// As the kernel reads them. A thread's 16 bytes are its fragments of two wgmma steps of 32 input features, each of four
+    /// registers: rows r and r + 8, then those rows 16 features on; a register holds four neighbouring features.
     #[test]
-    fn a_threads_sixteen_bytes_are_its_fragments(shape in shapes(), seed: u64) {
+    fn threads_find_their_fragments(shape in shapes(), seed: u64) {
         let weights = weights(shape, seed);
         let packed = PackedWeights::pack(&weights).unwrap();
-        let units = shape.in_features().div_ceil(128);
-        let unit_bytes = packed.bytes().len() / units / (shape.out_features() / 64);
+        let (units, blocks) = (shape.in_features().div_ceil(128), shape.out_features() / 64);
+        let windows = shape.groups().div_ceil(8);
         let mut rng = Rng::new(seed);
-        let (block, unit) = (rng.below(0..shape.out_features() / 64), rng.below(0..units));
-        let bytes = &packed.bytes()[(block * units + unit) * unit_bytes..];
+        let (block, unit) = (rng.below(0..blocks), rng.below(0..units));
+        // Before a chunk: whole stripes, then the same stripe's chunks of earlier units, then earlier blocks of this unit.
+        let before = |index: usize, count: usize| {
+            let stripe = block / 8;
+            stripe * 8 * count + index * (blocks - stripe * 8).min(8) + block % 8
+        };
+        let bytes = &packed.bytes()[4096 * before(unit, units)..];
         for (half, thread) in (0..2).flat_map(|half| (0..128).map(move |thread| (half, thread))) {
             let (warp, lane) = (thread / 32, thread % 32);
             let (row, column) = (lane / 4, lane % 4 * 4);
@@ -72,6 +76,19 @@ proptest! {
                         prop_assert_eq!(register_bytes, [0; 4]);
                     }
                 }
+            }
+        }
+        // A word of scales and a byte of zero points are those of rows r and r + 8.
+        let group = rng.below(0..shape.groups());
+        let bytes = &packed.bytes()[4096 * blocks * units + 1280 * before(group / 8, windows)..];
+        for (warp, row) in (0..4).flat_map(|warp| (0..8).map(move |row| (warp, row))) {
+            let pair = group % 8 * 128 + 4 * (8 * warp + row);
+            let zeros = bytes[1024 + group % 8 * 32 + 8 * warp + row];
+            for half in 0..2 {
+                let at = (block * 64 + warp * 16 + half * 8 + row) * shape.groups() + group;
+                let scale = f16::from_le_bytes(bytes[pair + 2 * half..][..2].try_into().unwrap());
+                prop_assert_eq!(scale.to_f32(), weights.scales()[at]);
+                prop_assert_eq!(zeros >> (4 * half) & 15, weights.zeros()[at]);
             }
         }
     }

@@ -157,8 +157,8 @@ fn packing() {
     let text = "pack: scales: expected numbers that f16 holds exactly, got 0.1";
     rejects(PackedWeights::pack(&zeros(128, 64, 128)), text);
     let shape = Int4Shape::new(128, 64, 64).unwrap();
-    let text = "pack: bytes: expected 4416 elements, got 4415";
-    rejects(PackedWeights::from_bytes(shape, vec![0; 4415]), text);
+    let text = "pack: bytes: expected 5376 elements, got 5375";
+    rejects(PackedWeights::from_bytes(shape, vec![0; 5375]), text);
     let text = "int4_weights: group_size: expected a divisor of the present 128, got 96";
     rejects(zeros(128, 64, 128).split_groups(96), text);
     let text = "int4_weights: group_size: expected a divisor of the present 128, got 0";

@@ -1,0 +1,6 @@
+//! Compiles the kernels where feature `cuda` is on.
+
+fn main() {
+    #[cfg(feature = "cuda")]
+    nvcc_build::compile(&["kernels/w4a8_sm90.cu"]);
+}
