@@ -1,14 +1,20 @@
 // Splits fused [q | k | v] rows, turns queries and keys, puts keys and values into their pages.
 //
-// One row of the grid's x a token; a thread has two vectors of 8 dims of one head, those that turn into each other:
+// The grid's x is the tokens, its y cuts a token's work into blocks. For queries and keys, a thread has two vectors of 8
+// dims of one head, those that turn into each other:
 //
 //     head   [ .. 8 dims: low .. | .. 8 dims: high .. ]      high = low + head_dim / 2
 //
 //     q  ─► turn ─► bf16, where the row of queries has it
-//     k  ─► turn ─► / scale ─► 16-byte chunks of dims of the page's K tile
-//     v  ─────────► / scale ─► single elements of the page's V tile, whose chunks run along tokens
+//     k  ─► turn ─► / scale ─► a chunk of dims of the page's K tile
 //
 // The angles are the token's, the same in all heads: each block computes sine and cosine once, in shared memory.
+//
+// The chunks of the V tile run along tokens: 16 bytes are one dim of 16 (e4m3) or 8 (bf16) tokens. The first new token of a chunk
+// takes along the others', a thread for every two dims, so that a prompt's chunks are written whole:
+//
+//     rows      t    t+1   ...   t+15                    chunk of dim d     [ t | t+1 | .. | t+15 ]
+//     v dims   d d+1 d d+1 ... d d+1     ─► / scale ─►    chunk of dim d+1   [ t | t+1 | .. | t+15 ]
 #pragma once
 #include <cstdint>
 #include <peregrine/fp8.cuh>
@@ -48,6 +54,8 @@ struct Place {
     uint32_t sequence;
     uint32_t position;
     uint32_t page;
+    uint32_t rows_before;  // of the sequence, in this batch
+    uint32_t rows_from;    // the row itself and those behind it
 };
 
 // Where the token of `row` goes. Nothing read here can lead outside the pool: a row behind the last sequence's, a table that
@@ -66,14 +74,15 @@ __device__ __forceinline__ Place find_place(const Arguments& arguments, const Sh
         (offsets[middle] <= row ? low : high) = middle;
     }
     if (low >= shape.sequences) return {};
+    const uint32_t first = offsets[low];
     const uint32_t end = offsets[low + 1];
     const uint32_t context = arguments.context_lens[low];
-    if (row < offsets[low] || row >= end || context < end - row) return {};
+    if (row < first || row >= end || end > gridDim.x || context < end - row) return {};
     const uint32_t position = context - (end - row);
     const uint32_t number = position / page_size;
     if (number >= shape.max_pages) return {};
     const uint32_t page = arguments.block_tables[static_cast<size_t>(low) * shape.max_pages + number];
-    return {page < shape.pages, low, position, page};
+    return {page < shape.pages, low, position, page, row - first, end - row};
 }
 
 struct Vector {
@@ -102,42 +111,78 @@ __device__ __forceinline__ uint2 to_e4m3(const Vector& v) {
                       peregrine::e4m3x4_from_f32(v.x[4], v.x[5], v.x[6], v.x[7]));
 }
 
-// The two kinds of pages: how 8 dims of a key and of a value lie in their tiles (the layout of device::KvLayout).
+// The two kinds of pages: how 8 dims of a key lie in the K tile, and how a chunk of tokens is packed (device::KvLayout).
 struct Bf16Page {
     using Stored = uint16_t;
+    static constexpr uint32_t chunk = 8;
     static __device__ __forceinline__ void store_key(Stored* tile, uint32_t token, uint32_t dim, const Vector& v) {
         *reinterpret_cast<uint4*>(tile + (dim / 8 * page_size + token) * 8) = to_bf16(v);
     }
-    static __device__ __forceinline__ void store_value(Stored* tile, uint32_t head_dim, uint32_t token, uint32_t dim,
-                                                       const Vector& v) {
-        const uint4 packed = to_bf16(v);
-        const uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
-        Stored* chunk = tile + (token / 8 * head_dim + dim) * 8 + token % 8;
-#pragma unroll
-        for (int i = 0; i < 8; ++i) chunk[8 * i] = static_cast<Stored>(words[i / 2] >> (i % 2 * 16));
+    static __device__ __forceinline__ Stored round(float x) {
+        return static_cast<Stored>(peregrine::bf16x2_from_f32(x, 0.0f));
+    }
+    static __device__ __forceinline__ uint4 pack(const float (&x)[chunk]) {
+        return make_uint4(peregrine::bf16x2_from_f32(x[0], x[1]), peregrine::bf16x2_from_f32(x[2], x[3]),
+                          peregrine::bf16x2_from_f32(x[4], x[5]), peregrine::bf16x2_from_f32(x[6], x[7]));
     }
 };
 
 struct E4m3Page {
     using Stored = uint8_t;
+    static constexpr uint32_t chunk = 16;
     static __device__ __forceinline__ void store_key(Stored* tile, uint32_t token, uint32_t dim, const Vector& v) {
         // Of every 16 tokens first the even ones, then the odd.
         const uint32_t row = (token & 48) | (token & 1) << 3 | (token & 15) >> 1;
         *reinterpret_cast<uint2*>(tile + (dim / 16 * page_size + row) * 16 + dim % 16) = to_e4m3(v);
     }
-    static __device__ __forceinline__ void store_value(Stored* tile, uint32_t head_dim, uint32_t token, uint32_t dim,
-                                                       const Vector& v) {
-        const uint2 packed = to_e4m3(v);
-        const uint32_t words[2] = {packed.x, packed.y};
-        Stored* chunk = tile + (token / 16 * head_dim + dim) * 16 + token % 16;
-#pragma unroll
-        for (int i = 0; i < 8; ++i) chunk[16 * i] = static_cast<Stored>(words[i / 4] >> (i % 4 * 8));
+    static __device__ __forceinline__ Stored round(float x) {
+        return static_cast<Stored>(peregrine::e4m3x2_from_f32(x, 0.0f));
+    }
+    static __device__ __forceinline__ uint4 pack(const float (&x)[chunk]) {
+        return make_uint4(peregrine::e4m3x4_from_f32(x[0], x[1], x[2], x[3]),
+                          peregrine::e4m3x4_from_f32(x[4], x[5], x[6], x[7]),
+                          peregrine::e4m3x4_from_f32(x[8], x[9], x[10], x[11]),
+                          peregrine::e4m3x4_from_f32(x[12], x[13], x[14], x[15]));
     }
 };
 
-__device__ __forceinline__ void divide(Vector& v, float scale) {
+// Two dims of a value head, for all new tokens of the chunk that the row's token opens.
+template <typename Page>
+__device__ __forceinline__ void append_values(const Arguments& arguments, const Shape& shape, const Place& place,
+                                              uint32_t unit) {
+    const uint32_t pairs = shape.head_dim / 2;
+    const uint32_t in_chunk = place.position % Page::chunk;
+    const bool opens = in_chunk == 0 || place.rows_before == 0;
+    if (unit >= shape.kv_heads * pairs || !opens) return;
+    const uint32_t count = min(Page::chunk - in_chunk, place.rows_from);
+    const uint32_t kv_head = unit / pairs;
+    const uint32_t dim = unit % pairs * 2;
+    const uint32_t head = shape.query_heads + shape.kv_heads + kv_head;
+    const size_t features = static_cast<size_t>(shape.query_heads + 2 * shape.kv_heads) * shape.head_dim;
+    const uint16_t* from = arguments.qkv + blockIdx.x * features + head * shape.head_dim + dim;
+    const float scale = arguments.value_scales[kv_head];
+    const uint32_t tile_elements = page_size * shape.head_dim;
+    const size_t block = static_cast<size_t>(place.page) * shape.kv_heads + kv_head;
+    auto* values = static_cast<typename Page::Stored*>(arguments.pool) + (block * 2 + 1) * tile_elements;
+    const uint32_t chunk = place.position % page_size / Page::chunk;
+    auto* to = values + (chunk * shape.head_dim + dim) * Page::chunk + in_chunk;
+    if (count < Page::chunk) {
+        for (uint32_t i = 0; i < count; ++i) {
+            const uint32_t pair = *reinterpret_cast<const uint32_t*>(from + i * features);
+            to[i] = Page::round(__uint_as_float(pair << 16) / scale);
+            to[i + Page::chunk] = Page::round(__uint_as_float(pair & 0xffff0000u) / scale);
+        }
+        return;
+    }
+    float even[Page::chunk], odd[Page::chunk];
 #pragma unroll
-    for (float& x : v.x) x /= scale;
+    for (uint32_t i = 0; i < Page::chunk; ++i) {
+        const uint32_t pair = *reinterpret_cast<const uint32_t*>(from + i * features);
+        even[i] = __uint_as_float(pair << 16) / scale;
+        odd[i] = __uint_as_float(pair & 0xffff0000u) / scale;
+    }
+    reinterpret_cast<uint4*>(to)[0] = Page::pack(even);
+    reinterpret_cast<uint4*>(to)[1] = Page::pack(odd);
 }
 
 template <typename Page>
@@ -158,17 +203,20 @@ __device__ __forceinline__ void rope_append(const Arguments& arguments, const Sh
     __syncthreads();
 
     const uint32_t head_vectors = shape.head_dim / (2 * vector_dims);
-    const uint32_t heads = shape.query_heads + 2 * shape.kv_heads;
+    const uint32_t turning_heads = shape.query_heads + shape.kv_heads;
     const uint32_t unit = blockIdx.y * blockDim.x + threadIdx.x;
     const uint32_t head = unit / head_vectors;
-    if (head >= heads) return;
+    if (head >= turning_heads) {
+        append_values<Page>(arguments, shape, place, unit - turning_heads * head_vectors);
+        return;
+    }
     const uint32_t dim = unit % head_vectors * vector_dims;
     const uint32_t half = shape.head_dim / 2;
-
-    const uint16_t* from = arguments.qkv + static_cast<size_t>(row) * heads * shape.head_dim + head * shape.head_dim + dim;
+    const size_t qkv_row = static_cast<size_t>(row) * (turning_heads + shape.kv_heads) * shape.head_dim;
+    const uint16_t* from = arguments.qkv + qkv_row + head * shape.head_dim + dim;
     Vector low = load(from);
     Vector high = load(from + half);
-    if (shape.angles > 0 && head < shape.query_heads + shape.kv_heads) {
+    if (shape.angles > 0) {
 #pragma unroll
         for (uint32_t i = 0; i < vector_dims; ++i) {
             const float2 turn = turns[dim + i];
@@ -183,22 +231,18 @@ __device__ __forceinline__ void rope_append(const Arguments& arguments, const Sh
         *reinterpret_cast<uint4*>(to + half) = to_bf16(high);
         return;
     }
-    const bool is_key = head < shape.query_heads + shape.kv_heads;
-    const uint32_t kv_head = head - shape.query_heads - (is_key ? 0 : shape.kv_heads);
-    const float scale = (is_key ? arguments.key_scales : arguments.value_scales)[kv_head];
-    divide(low, scale);
-    divide(high, scale);
-    const uint32_t tile_elements = page_size * shape.head_dim;
-    const size_t block = static_cast<size_t>(place.page) * shape.kv_heads + kv_head;
-    auto* keys = static_cast<typename Page::Stored*>(arguments.pool) + block * 2 * tile_elements;
-    const uint32_t token = place.position % page_size;
-    if (is_key) {
-        Page::store_key(keys, token, dim, low);
-        Page::store_key(keys, token, dim + half, high);
-    } else {
-        Page::store_value(keys + tile_elements, shape.head_dim, token, dim, low);
-        Page::store_value(keys + tile_elements, shape.head_dim, token, dim + half, high);
+    const uint32_t kv_head = head - shape.query_heads;
+    const float scale = arguments.key_scales[kv_head];
+#pragma unroll
+    for (uint32_t i = 0; i < vector_dims; ++i) {
+        low.x[i] /= scale;
+        high.x[i] /= scale;
     }
+    const size_t block = static_cast<size_t>(place.page) * shape.kv_heads + kv_head;
+    auto* keys = static_cast<typename Page::Stored*>(arguments.pool) + block * 2 * page_size * shape.head_dim;
+    const uint32_t token = place.position % page_size;
+    Page::store_key(keys, token, dim, low);
+    Page::store_key(keys, token, dim + half, high);
 }
 
 }  // namespace kv_cache

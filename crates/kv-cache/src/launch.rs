@@ -14,7 +14,7 @@ static CUBIN: Cubin =
 static BF16: Kernel = Kernel::new(&CUBIN, "rope_append_bf16");
 static E4M3: Kernel = Kernel::new(&CUBIN, "rope_append_e4m3");
 
-/// Threads of a block, each with 16 elements of a row.
+/// Threads of a block.
 const THREADS: u32 = 256;
 
 /// `kv_cache::Shape` of rope_append.cuh.
@@ -96,9 +96,11 @@ impl RopeAppend {
             angles: self.rotary_dim() as u32 / 2,
             frequency_stride: if shared_frequencies { 0 } else { self.rotary_dim() as u32 / 2 },
         };
-        // Offsets within one token's row are 32-bit numbers.
-        let row_vectors = number("query_heads", self.qkv_features())? / 16;
-        let grid = [number("qkv", tokens)?, row_vectors.div_ceil(THREADS)];
+        // Offsets within one token's row are 32-bit numbers. A thread has 16 elements of queries and keys or 2 of values.
+        number("query_heads", self.qkv_features())?;
+        let value_features = shape.kv_heads * shape.head_dim;
+        let units = (self.qkv_features() as u32 - value_features) / 16 + value_features / 2;
+        let grid = [number("qkv", tokens)?, units.div_ceil(THREADS)];
         let args = Args::new(stream)
             .input(qkv)
             .input(inverse_frequencies)
