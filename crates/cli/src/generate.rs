@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::output::{Finished, Output};
 use crate::prompts::{self, Prompt};
 use crate::text::TextStream;
+use checkpoint::quantization::KvCacheScheme;
 use checkpoint::{Checkpoint, GenerationConfig, Tokenizer};
 use engine::{Config, Engine, Event, FinishReason, Request, RequestId, StepModel};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -30,14 +31,19 @@ pub fn run(args: &args::Generate) -> Result<()> {
     match args.model.backend {
         BackendChoice::Cuda => Err(device::gpu::probe().gpus.err().unwrap_or(device::Error::NoGpu).into()),
         BackendChoice::Cpu | BackendChoice::Auto => {
-            let kv = match args.model.kv {
-                KvChoice::Auto | KvChoice::F32 => KvDtype::F32,
-                KvChoice::Bf16 => KvDtype::Bf16,
-                KvChoice::Fp8 => KvDtype::Fp8,
-            };
+            let kv = kv_dtype(args.model.kv, checkpoint.quantization.kv_cache);
             let model = load(&checkpoint, Cpu::default(), pages, kv)?;
             serve(model, &checkpoint, tokenizer.as_ref(), args, prompts, requests)
         }
+    }
+}
+
+/// What was asked for, else what the checkpoint's producer wants, else exact pages.
+fn kv_dtype(choice: KvChoice, checkpoint: KvCacheScheme) -> KvDtype {
+    match (choice, checkpoint) {
+        (KvChoice::F32, _) | (KvChoice::Auto, KvCacheScheme::None) => KvDtype::F32,
+        (KvChoice::Bf16, _) => KvDtype::Bf16,
+        (KvChoice::Fp8, _) | (KvChoice::Auto, KvCacheScheme::Fp8) => KvDtype::Fp8,
     }
 }
 
