@@ -247,8 +247,8 @@ impl Attention {
             kv_heads: number("kv_heads", shape.kv_heads)?,
             group_size: number("query_heads", shape.group())?,
             max_pages: number("max_pages", batch.max_pages)?,
-            // A window beyond any context is none.
-            window: self.window().and_then(|window| u32::try_from(window).ok()).unwrap_or(0),
+            // 0 is none, as is a window beyond any context.
+            window: self.window().and_then(|window| i32::try_from(window).ok()).unwrap_or(0) as u32,
             softmax_scale: self.scale(),
             padding: 0,
         };
