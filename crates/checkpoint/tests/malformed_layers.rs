@@ -229,6 +229,21 @@ fn linear_layers() {
 }
 
 #[test]
+fn kv_scales() {
+    let read = |pieces: &[Piece]| {
+        let folder = Folder::default().with("config.json", LLAMA).with(FILE, safetensors(pieces));
+        folder.open().unwrap().kv_scales("a").map(|scales| scales.map(|scales| (scales.key, scales.value)))
+    };
+    let (key, value) = (Piece::f32s("a.k_scale", &[1], &[0.5]), Piece::f32s("a.v_scale", &[], &[0.25]));
+    assert_eq!(read(&[]), Ok(None));
+    assert_eq!(read(&[key.clone(), value]), Ok(Some((0.5, 0.25))));
+    assert_eq!(read(&[key]), Err(TensorError::Missing { tensor: "a.v_scale".to_owned() }.into()));
+    let zero = [Piece::f32s("a.k_proj.k_scale", &[], &[0.0]), Piece::f32s("a.v_proj.v_scale", &[], &[1.0])];
+    let tensor = "a.k_proj.k_scale".to_owned();
+    assert_eq!(read(&zero), Err(TensorError::Scale { tensor, index: 0, value: 0.0 }.into()));
+}
+
+#[test]
 fn tensors_that_are_asked_for() {
     let tensors = Folder::llama().tensors().unwrap();
     let norm = "model.norm.weight";

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 #![allow(dead_code, reason = "every test binary uses its part of this")]
 
-use checkpoint::{Checkpoint, Error, Files, Result, Tensors};
+use checkpoint::{Checkpoint, ConfigError, Error, Files, Result, Tensors};
 use std::collections::BTreeMap;
 
 /// The message is one line, so that a command can print it as it is.
@@ -159,4 +159,45 @@ pub fn llama_pieces() -> Vec<Piece> {
         Piece::f32s(name, shape, &values)
     };
     shapes.iter().enumerate().map(piece).collect()
+}
+
+/// A setting that is needed is not in config.json.
+pub fn missing(key: &str) -> Error {
+    ConfigError::Missing { file: "config.json".to_owned(), key: key.to_owned() }.into()
+}
+
+pub fn wrong_type(key: &str, expected: &'static str, got: &str) -> Error {
+    ConfigError::Type { file: "config.json".to_owned(), key: key.to_owned(), expected, got: got.to_owned() }
+        .into()
+}
+
+pub fn range(key: &str, expected: &str, got: &str) -> Error {
+    let (expected, got) = (expected.to_owned(), got.to_owned());
+    ConfigError::Range { file: "config.json".to_owned(), key: key.to_owned(), expected, got }.into()
+}
+
+pub fn conflict(key: &str, value: &str, other: &str, other_value: &str) -> Error {
+    let own = str::to_owned;
+    let (key, value, other, other_value) = (own(key), own(value), own(other), own(other_value));
+    ConfigError::Conflict { file: "config.json".to_owned(), key, value, other, other_value }.into()
+}
+
+pub fn unsupported(key: &str, value: &str, supported: &'static str) -> Error {
+    let (key, value) = (key.to_owned(), value.to_owned());
+    ConfigError::Unsupported { file: "config.json".to_owned(), key, value, supported }.into()
+}
+
+/// A checkpoint without tensors.
+pub fn folder(config: &str) -> Folder {
+    Folder::default().with("config.json", config).with("model.safetensors", safetensors(&[]))
+}
+
+/// Every case is `base` with a piece of its text replaced.
+pub fn assert_refused(base: &str, cases: &[(&str, &str, Error)]) {
+    folder(base).open().unwrap();
+    for (from, to, expected) in cases {
+        let error = folder(base).edit("config.json", from, to).open().expect_err(to);
+        assert_eq!(&error, expected, "{from} -> {to}");
+        assert_one_line(&error);
+    }
 }
