@@ -68,9 +68,10 @@ impl Case {
     }
 
     /// How far an element may be off. Per group: the tensor cores add 32 products and the sum so far in a step, all cut to
-    /// 13 fraction bits below the largest of them (nothing is cut where activations are `Exact`). Then f32, cut rather
-    /// than rounded (2^-23), over groups and over the two halves of zero points and of group sums; the second halves of
-    /// the sums are rounded to bf16, which leaves 2^-16 of them. Last the rounding to `Y`.
+    /// 13 fraction bits below the largest of them (nothing is cut where activations are `Exact`). Then f32, cut
+    /// rather than rounded (2^-23): one addition a group, and for the zero points of a window of 8 groups two steps of the
+    /// tensor cores that add 17 terms each. The second halves of group sums are rounded to bf16, which leaves 2^-16 of
+    /// them. Last the rounding to `Y`.
     fn bounds<Y: Element>(&self, codes: Codes, want: &[f64]) -> Vec<f64> {
         let (shape, weights) = (self.shape, &self.weights);
         let unit = if Y::NAME == "bf16" { 2f64.powi(-8) } else { 2f64.powi(-11) };
@@ -84,6 +85,8 @@ impl Case {
             .map(|x| (x.clone().sum(), x.fold(0.0, f64::max)))
             .collect();
         let steps = group_size as f64 / 32.0;
+        // A tile that several blocks share adds their parts as well.
+        let additions = shape.groups() + 34 * shape.groups().div_ceil(8) + 16;
         let mut bounds = Vec::with_capacity(want.len());
         for token in 0..self.tokens {
             for n in 0..shape.out_features() {
@@ -103,7 +106,7 @@ impl Case {
                     }
                     magnitude += scale * (15.0 + zero) * sum;
                 }
-                let f32_sums = gamma(3 * shape.groups() + 16, 2f64.powi(-23)) * magnitude;
+                let f32_sums = gamma(additions, 2f64.powi(-23)) * magnitude;
                 let want = want[token * shape.out_features() + n].abs();
                 let scaled = f64::from(self.scales[token]) * (cut + f32_sums);
                 bounds.push((scaled + 2f64.powi(-22) * want) * (1.0 + unit) + unit * want + floor);
