@@ -145,8 +145,8 @@ fn serve<M: StepModel>(
     let start = Instant::now();
     let mut running: HashMap<RequestId, Running> = HashMap::new();
     for (index, request) in requests.into_iter().enumerate() {
+        let text = TextStream::new(tokenizer, &request.prompt, &args.stop);
         let id = engine.submit(request)?;
-        let text = TextStream::new(tokenizer, &args.stop);
         let (tokens, logprobs) = (Vec::new(), Vec::new());
         running.insert(id, Running { index, submitted: start, first_token: None, tokens, logprobs, text });
     }

@@ -15,9 +15,9 @@ pub struct TextStream<'a> {
 }
 
 impl<'a> TextStream<'a> {
-    /// Without a tokenizer there is no text.
-    pub fn new(tokenizer: Option<&'a Tokenizer>, stop: &'a [String]) -> Self {
-        let decoder = tokenizer.map(Tokenizer::stream);
+    /// The text that follows `prompt`. Without a tokenizer there is no text.
+    pub fn new(tokenizer: Option<&'a Tokenizer>, prompt: &[u32], stop: &'a [String]) -> Self {
+        let decoder = tokenizer.map(|tokenizer| tokenizer.stream().with_prompt(prompt));
         Self { has_text: decoder.is_some(), decoder, stop, text: String::new(), shown: 0, stopped: false }
     }
 
@@ -88,7 +88,7 @@ mod tests {
     /// Pushes pieces of text and gives what was shown after each, and whether it stopped.
     fn shown(pieces: &[&str], stop: &[&str]) -> (Vec<String>, bool) {
         let stop: Vec<String> = stop.iter().map(|&stop| stop.to_owned()).collect();
-        let mut stream = TextStream::new(None, &stop);
+        let mut stream = TextStream::new(None, &[], &stop);
         let mut shown: Vec<String> = pieces
             .iter()
             .map(|piece| {
