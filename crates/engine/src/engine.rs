@@ -109,20 +109,19 @@ impl<M: StepModel> Engine<M> {
     pub fn step(&mut self) -> Vec<Event> {
         let mut events = std::mem::take(&mut self.pending);
         if let Err(error) = self.scheduler.schedule() {
-            self.fail(error.into(), &mut events);
+            self.fail(&error.into(), &mut events);
             return events;
         }
         match self.run() {
             Ok(sampled) => self.advance(sampled, &mut events),
-            Err(error) => self.fail(error, &mut events),
+            Err(error) => self.fail(&error, &mut events),
         }
         events
     }
 
     /// The model's part of a step: one token for each sampled sequence.
     fn run(&mut self) -> Result<Vec<Sampled>, StepError> {
-        let scheduled = self.scheduler.running().iter().filter(|sequence| sequence.is_scheduled());
-        let step = Step { sequences: scheduled.map(Sequence::step).collect() };
+        let step = Step { sequences: self.scheduler.running().iter().map(Sequence::step).collect() };
         if step.sequences.is_empty() {
             return Ok(Vec::new());
         }
@@ -156,13 +155,9 @@ impl<M: StepModel> Engine<M> {
         events.extend(ended.into_iter().map(finished));
     }
 
-    /// Ends every sequence of a step that failed: what is in their pages is not known. Where even scheduling failed,
-    /// those are all that run.
-    fn fail(&mut self, error: StepError, events: &mut Vec<Event>) {
-        let all = matches!(error, StepError::Allocator(_));
-        let ended = self
-            .scheduler
-            .retire(|sequence| (all || sequence.is_scheduled()).then(|| FinishReason::Error(error.clone())));
+    /// Ends every sequence of a step that failed: what is in their pages is not known.
+    fn fail(&mut self, error: &StepError, events: &mut Vec<Event>) {
+        let ended = self.scheduler.retire(|_| Some(FinishReason::Error(error.clone())));
         events.extend(ended.into_iter().map(finished));
     }
 

@@ -52,6 +52,9 @@ impl Scheduler {
     }
 
     /// Chooses the next step: every running sequence, from the oldest, as far as the budget goes, then new ones.
+    ///
+    /// All of them take part with at least one token: only the one admitted last can have more than one to be computed, as
+    /// the budget is spent where a chunk is cut, and `max_batch_tokens` is at least `max_sequences`.
     pub fn schedule(&mut self) -> Result<(), AllocatorError> {
         let mut budget = self.max_batch_tokens;
         let mut index = 0;

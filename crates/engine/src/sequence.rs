@@ -70,13 +70,9 @@ impl Sequence {
         self.chunk
     }
 
-    pub fn is_scheduled(&self) -> bool {
-        self.chunk > 0
-    }
-
     /// Whether the step at hand chooses its next token.
     pub fn is_sampled(&self) -> bool {
-        self.is_scheduled() && self.computed + self.chunk == self.tokens.len()
+        self.computed + self.chunk == self.tokens.len()
     }
 
     /// What it brings to the step at hand.

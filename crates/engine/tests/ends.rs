@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Fault, alone, drain, engine, params, prompt};
+use common::{Fault, alone, drain, engine, params, prompt, until_idle};
 use engine::{Config, Engine, Event, FinishReason, Request, RequestId, StepError, StepModel};
 use models::Step;
 use sampling::Sampled;
@@ -64,9 +64,7 @@ fn ended_at_every_token() {
             };
             assert!(engine.statistics().free_pages >= free);
             assert!(!engine.cancel(ids[victim]), "ended twice");
-            while !engine.is_idle() {
-                step(&mut engine);
-            }
+            until_idle(&mut engine, step);
             assert_eq!(engine.statistics().free_pages, 7);
             for (index, request) in requests().iter().enumerate() {
                 let (whole, end) = text(request);
@@ -91,14 +89,14 @@ fn ended_at_every_token() {
 fn the_kth_step_fails() {
     for kind in [Fault::Fails, Fault::OneTokenLess, Fault::BadToken] {
         let mut failures = 0;
-        for k in 0.. {
+        for k in 0..1000 {
             let (mut engine, fault) = engine(7, 400, VOCAB, &config());
             let requests = requests();
             let ids: Vec<RequestId> =
                 requests.iter().map(|request| engine.submit(request.clone()).unwrap()).collect();
             let mut texts = vec![(Vec::new(), None); 4];
             let mut participants = 0;
-            for step in 0.. {
+            for step in 0..10_000 {
                 if step == k {
                     fault.set(kind);
                     let statistics = engine.statistics();

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Oracle, alone, drain, engine, params, prompt};
+use common::{Oracle, alone, drain, engine, params, prompt, until_idle};
 use engine::{Config, Engine, Event, FinishReason, Request, RequestId};
 
 const VOCAB: usize = 5000;
@@ -24,8 +24,12 @@ fn text(request: &Request) -> (Vec<u32>, Option<FinishReason>) {
 
 /// Steps until the first token of any request comes.
 fn steps_to_first_token(engine: &mut Engine<Oracle>) -> u64 {
-    while !engine.step().iter().any(|event| matches!(event, Event::Token { .. })) {}
-    engine.statistics().steps
+    for _ in 0..1000 {
+        if tokens_of(engine.step()) > 0 {
+            return engine.statistics().steps;
+        }
+    }
+    unreachable!("no token in 1000 steps")
 }
 
 #[test]
@@ -163,7 +167,7 @@ fn the_newest_gives_way() {
     let ids: Vec<_> = requests.iter().map(|request| engine.submit(request.clone()).unwrap()).collect();
     let mut preempted_at = None;
     let mut texts = vec![Vec::new(); 2];
-    while !engine.is_idle() {
+    until_idle(&mut engine, |engine| {
         for event in engine.step() {
             if let Event::Token { id, sampled } = event {
                 texts[usize::from(id == ids[1])].push(sampled.token);
@@ -174,7 +178,7 @@ fn the_newest_gives_way() {
             assert_eq!((engine.statistics().running, engine.statistics().waiting), (1, 1));
             preempted_at = Some((texts[0].len(), texts[1].len()));
         }
-    }
+    });
     assert!(preempted_at.is_some_and(|(older, newer)| older > newer && newer > 0), "{preempted_at:?}");
     assert_eq!(texts, requests.each_ref().map(|request| text(request).0));
     let statistics = engine.statistics();

@@ -313,7 +313,10 @@ fn a_tenth_of_a_hundred_thousand_cancelled() {
     let (mut engine, _) = engine(48, 256, 40, &config);
     let mut rng = Rng::new(10);
     let (mut queued, mut submitted, mut ended, mut cancelled) = (Vec::new(), 0, 0, 0);
-    while submitted < 100_000 || !engine.is_idle() {
+    for _ in 0..1_000_000 {
+        if submitted == 100_000 && engine.is_idle() {
+            break;
+        }
         while submitted < 100_000 && engine.statistics().waiting < 16 {
             let prompt = prompt(rng.below(1..60), 40, rng.bits());
             let request = Request { prompt, max_tokens: Some(rng.below(1..30)), ..Request::default() };

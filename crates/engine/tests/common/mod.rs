@@ -196,14 +196,22 @@ pub fn alone(
     }
 }
 
+/// Steps until idle; a stall fails.
+pub fn until_idle(engine: &mut Engine<Oracle>, mut step: impl FnMut(&mut Engine<Oracle>)) {
+    for _ in 0..100_000 {
+        if engine.is_idle() {
+            return;
+        }
+        step(engine);
+    }
+    panic!("the engine never became idle: {:?}", engine.statistics());
+}
+
 /// Runs until idle; the tokens and the end of each of `ids`.
 pub fn drain(engine: &mut Engine<Oracle>, ids: &[RequestId]) -> Vec<(Vec<u32>, Option<FinishReason>)> {
     let mut texts = vec![(Vec::new(), None); ids.len()];
     let index = |id: RequestId| ids.iter().position(|&other| other == id).expect("a request of this test");
-    for _ in 0..100_000 {
-        if engine.is_idle() {
-            return texts;
-        }
+    until_idle(engine, |engine| {
         for event in engine.step() {
             match event {
                 Event::Token { id, sampled } => texts[index(id)].0.push(sampled.token),
@@ -213,8 +221,8 @@ pub fn drain(engine: &mut Engine<Oracle>, ids: &[RequestId]) -> Vec<(Vec<u32>, O
                 }
             }
         }
-    }
-    panic!("the engine never became idle: {:?}", engine.statistics());
+    });
+    texts
 }
 
 /// A prompt of `len` tokens that no other seed has.
