@@ -8,44 +8,10 @@ use device::gpu::{Event, Gpu, Graph, download, upload, zeros};
 use device::{ActivationShape, E4m3, Element, QuantizedActivation};
 use fp8::{DenseProduct, Fp8Product, Quantize, ScaleChoice};
 use half::bf16;
-use op_test::{Guarded, Rng, assert_close_f64, gamma};
+use op_test::{DeviceGuarded, Rng, assert_close_f64, gamma};
 use std::sync::Arc;
 
 type Stream = Arc<CudaStream>;
-
-/// A guarded buffer on the device, poisoned.
-struct DeviceGuarded<T> {
-    host: Guarded<T>,
-    device: CudaSlice<T>,
-}
-
-impl<T: Element + cudarc::driver::DeviceRepr> DeviceGuarded<T> {
-    fn new(stream: &Stream, len: usize) -> Self {
-        let mut host = Guarded::new(len);
-        let device = upload(stream, host.whole_mut(), "a guarded buffer").unwrap();
-        Self { host, device }
-    }
-
-    fn view(&mut self) -> cudarc::driver::CudaViewMut<'_, T> {
-        self.device.slice_mut(self.host.range())
-    }
-
-    /// Copies back and checks the guards; NaNs may be results.
-    fn contents(&mut self, stream: &Stream) -> Vec<T> {
-        self.host.whole_mut().copy_from_slice(&download(stream, &self.device).unwrap());
-        let range = self.host.range();
-        let whole = self.host.whole_mut();
-        let poisoned = |part: &[T]| part.iter().all(|x| x.to_f32().is_nan());
-        assert!(poisoned(&whole[..range.start]) && poisoned(&whole[range.end..]), "a guard zone was written");
-        whole[range].to_vec()
-    }
-
-    /// The same, with every element written and none a NaN.
-    fn checked(&mut self, stream: &Stream) -> Vec<T> {
-        self.contents(stream);
-        self.host.checked()
-    }
-}
 
 struct Quantized {
     codes: Vec<E4m3>,

@@ -4,6 +4,8 @@
 #![allow(clippy::panic, clippy::expect_used)]
 
 mod compare;
+#[cfg(feature = "cuda")]
+mod device_guarded;
 mod guarded;
 mod random;
 
@@ -11,6 +13,8 @@ use proptest::test_runner::{Config, RngSeed};
 use std::hash::{BuildHasher, RandomState};
 
 pub use compare::{Bound, assert_close, assert_close_f64, gamma};
+#[cfg(feature = "cuda")]
+pub use device_guarded::DeviceGuarded;
 pub use guarded::Guarded;
 pub use random::Rng;
 

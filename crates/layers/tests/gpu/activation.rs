@@ -1,11 +1,11 @@
 //! Activations, plain and quantized, at row widths that take one block and that take a cluster of eight.
 
-use crate::support::{BF16, DeviceGuarded, F32, Quantized, Stream, WIDTHS, draw, widen};
+use crate::support::{BF16, F32, Quantized, Stream, WIDTHS, draw, widen};
 use cudarc::driver::CudaSlice;
 use device::gpu::{Gpu, upload};
 use half::bf16;
 use layers::{Activate, Activation};
-use op_test::{Rng, assert_close_f64};
+use op_test::{DeviceGuarded, Rng, assert_close_f64};
 
 const ALL: [Activation; 3] = [Activation::Swiglu, Activation::Gelu, Activation::Silu];
 

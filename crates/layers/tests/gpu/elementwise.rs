@@ -1,10 +1,10 @@
 //! Embedding and residual addition bit for bit, rotation within its roundings.
 
-use crate::support::{BF16, DeviceGuarded, F32, draw, widen};
+use crate::support::{BF16, F32, draw, widen};
 use device::gpu::{Gpu, download, upload, zeros};
 use half::bf16;
 use layers::{AddResidual, Embedding, Rotate};
-use op_test::{Rng, assert_close_f64};
+use op_test::{DeviceGuarded, Rng, assert_close_f64};
 
 #[test]
 #[ignore = "needs an H200"]

@@ -1,10 +1,10 @@
 //! Norms: the residual stream bit for bit, the norm of what is stored within the error of f32.
 
-use crate::support::{BF16, DeviceGuarded, F32, Quantized, Stream, WIDTHS, draw, widen};
+use crate::support::{BF16, F32, Quantized, Stream, WIDTHS, draw, widen};
 use device::gpu::{Gpu, upload};
 use half::bf16;
 use layers::{Norm, NormKind};
-use op_test::{Rng, assert_close_f64, gamma};
+use op_test::{DeviceGuarded, Rng, assert_close_f64, gamma};
 
 struct Case {
     kind: NormKind,

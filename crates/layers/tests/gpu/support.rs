@@ -1,10 +1,9 @@
 //! Guarded device buffers, and what the tests of both quantizing ops share.
 
-use cudarc::driver::{CudaSlice, CudaStream, CudaViewMut, DeviceRepr};
-use device::gpu::{download, upload};
+use cudarc::driver::{CudaStream, CudaViewMut};
 use device::{ActivationShape, E4m3, Element, QuantizedActivation};
 use half::bf16;
-use op_test::{Guarded, Rng, assert_close_f64, gamma};
+use op_test::{DeviceGuarded, Rng, assert_close_f64, gamma};
 use std::sync::Arc;
 
 pub type Stream = Arc<CudaStream>;
@@ -16,39 +15,6 @@ pub const BF16: f64 = 1.0 / 256.0;
 /// Around the ends of a vector, a warp's piece and a block; then real widths: Llama, Falcon, and the widest.
 pub const WIDTHS: [usize; 15] =
     [8, 16, 248, 256, 264, 1016, 1024, 1032, 2040, 2056, 4096, 8192, 14848, 16384, 16392];
-
-/// A guarded buffer on the device, poisoned.
-pub struct DeviceGuarded<T> {
-    host: Guarded<T>,
-    device: CudaSlice<T>,
-}
-
-impl<T: Element + DeviceRepr> DeviceGuarded<T> {
-    pub fn new(stream: &Stream, len: usize) -> Self {
-        let mut host = Guarded::new(len);
-        let device = upload(stream, host.whole_mut(), "a guarded buffer").unwrap();
-        Self { host, device }
-    }
-
-    /// Guards around given contents, for what a kernel updates in place.
-    pub fn filled(stream: &Stream, contents: &[T]) -> Self {
-        let mut host = Guarded::new(contents.len());
-        host.payload_mut().copy_from_slice(contents);
-        let device = upload(stream, host.whole_mut(), "a guarded buffer").unwrap();
-        Self { host, device }
-    }
-
-    pub fn view(&mut self) -> CudaViewMut<'_, T> {
-        self.device.slice_mut(self.host.range())
-    }
-
-    /// The payload as values, every element written, the guards untouched.
-    #[track_caller]
-    pub fn checked(&mut self, stream: &Stream) -> Vec<T> {
-        self.host.whole_mut().copy_from_slice(&download(stream, &self.device).unwrap());
-        self.host.checked()
-    }
-}
 
 pub fn widen<T: Element>(x: &[T]) -> Vec<f32> {
     x.iter().map(|x| x.to_f32()).collect()
