@@ -1,6 +1,6 @@
 //! Quantizes a layer to INT4, writes it as an AutoAWQ checkpoint would hold it, reads it back and multiplies.
 //!
-//! `cargo run -p awq-gemm --example minimal`
+//! `cargo run --example awq-gemm`
 
 use awq_gemm::formats::auto_awq;
 use awq_gemm::{Int4Shape, W4A8, quantize};
