@@ -127,3 +127,34 @@ impl Cache {
         Ok(output)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Step, StepSequence};
+    use gqa_attention::AttentionShape;
+
+    #[test]
+    fn each_layer_divides_keys_and_values_by_its_own_scales() {
+        let spec = CacheSpec {
+            layers: 2,
+            shape: AttentionShape { query_heads: 1, kv_heads: 1, head_dim: 2 },
+            positions: Positions::Alibi(vec![0.0]),
+            pages: 1,
+            dtype: KvDtype::Fp8,
+            key_scales: vec![1.0, 0.5],
+            value_scales: vec![1.0, 4.0],
+        };
+        let mut cache = Cache::new(&spec).unwrap();
+        let sequence =
+            StepSequence { tokens: &[0], context_len: 1, prompt_len: 1, pages: &[0], sample: None };
+        let batch = Batch::new(&Step { sequences: vec![sequence] }, 1).unwrap();
+        cache.append(&[1.0, 1.0, 3.0, 3.0, 8.0, 8.0], 1, &batch).unwrap();
+        let layout = cache.layout;
+        let Pool::Fp8(pool) = &cache.layers[1].pool else { panic!("asked for FP8 pages") };
+        assert_eq!(pool[layout.key::<E4m3>(0, 0, 0, 0)].to_f32(), 3.0 / 0.5);
+        assert_eq!(pool[layout.value::<E4m3>(0, 0, 0, 0)].to_f32(), 8.0 / 4.0);
+        // One key: attention gives its value back.
+        assert_eq!(cache.attend(&[1.0, 1.0], 1, &batch).unwrap(), [8.0, 8.0]);
+    }
+}

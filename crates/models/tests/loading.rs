@@ -1,5 +1,5 @@
-//! What a loader refuses, with its exact error.
-#![allow(clippy::unwrap_used, reason = "a failed expectation fails the test")]
+//! What a loader makes of weights, and what it refuses, with its exact error.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed expectation fails the test")]
 
 use awq_gemm::{Int4Shape, quantize};
 use checkpoint::{Checkpoint, Files, LinearTensors, LinearWeight};
@@ -126,4 +126,22 @@ fn a_tensor_scale_counts_for_every_row() {
     let rows = LinearWeights::from_tensors("q", tensors(checkpoint::Fp8Scale::Rows(vec![3.0, 3.0]))).unwrap();
     assert_eq!(one, rows);
     assert_eq!(one.dequantize(), [6.0; 8]);
+}
+
+#[test]
+fn of_static_input_scales_the_largest_is_taken_and_none_beats_all() {
+    let part = |input_scale| {
+        let matrix = Matrix::Fp8 { codes: vec![device::E4m3(0x38); 4], row_scales: vec![1.0], input_scale };
+        LinearWeights { in_features: 4, out_features: 1, matrix, bias: None, input_multiplier: None }
+    };
+    let fused = |scales: [Option<f32>; 2]| match LinearWeights::fuse("qkv", scales.map(part).to_vec())
+        .unwrap()
+        .matrix
+    {
+        Matrix::Fp8 { input_scale, .. } => input_scale,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(fused([Some(0.5), Some(2.0)]), Some(2.0));
+    // A part that wants a scale per token gets it: then all are quantized so.
+    assert_eq!(fused([Some(0.5), None]), None);
 }
