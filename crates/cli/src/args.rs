@@ -55,7 +55,7 @@ pub struct ModelArgs {
     #[arg(short, long, value_name = "MODEL_DIR", default_value = "tiny-llama")]
     pub model: String,
 
-    /// Where to run: auto takes the GPU where this binary and this machine have one
+    /// Where to run: auto takes the best there is (models run on the CPU in this version)
     #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
     pub backend: BackendChoice,
 

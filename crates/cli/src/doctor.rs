@@ -67,9 +67,8 @@ fn report(probe: Probe, nvcc: Option<PathBuf>) -> Report {
             Vec::new()
         }
     };
-    let mut backends = vec!["cpu"];
     if gpus.iter().any(|gpu| gpu.check_supported().is_ok()) {
-        backends.push("cuda");
+        hints.push("kernels run on this GPU, one by one; `generate` does not use it yet".to_owned());
     }
     hints.extend(gpus.iter().filter_map(|gpu| gpu.check_supported().err()).map(|error| error.to_string()));
     Report {
@@ -78,7 +77,7 @@ fn report(probe: Probe, nvcc: Option<PathBuf>) -> Report {
         driver_cuda_version: probe.driver_cuda_version.map(|(major, minor)| format!("{major}.{minor}")),
         gpus: gpus.into_iter().map(Gpu::from).collect(),
         nvcc,
-        backends,
+        backends: vec!["cpu"],
         hints,
     }
 }
@@ -129,14 +128,13 @@ mod tests {
     fn each_lack_has_its_hint() {
         let hints = |gpus| {
             let probe = Probe { built_with_cuda: true, driver_cuda_version: Some((13, 0)), gpus };
-            let report = report(probe, None);
-            (report.backends.len(), report.hints)
+            let hints = report(probe, None).hints;
+            assert_eq!(hints.len(), 1, "{hints:?}");
+            hints[0].clone()
         };
-        assert_eq!(hints(Ok(vec![gpu((9, 0))])), (2, vec![]));
-        let (backends, unsupported) = hints(Ok(vec![gpu((8, 0))]));
-        assert_eq!((backends, unsupported.len()), (1, 1));
-        assert!(unsupported[0].contains("compute capability 8.0"), "{unsupported:?}");
-        assert!(hints(Err(device::Error::NoDriver)).1[0].contains("libcuda.so.1"));
-        assert!(hints(Err(device::Error::BuiltWithoutCuda)).1[0].contains("scripts/get-nvcc.sh"));
+        assert!(hints(Ok(vec![gpu((9, 0))])).contains("kernels run on this GPU"));
+        assert!(hints(Ok(vec![gpu((8, 0))])).contains("compute capability 8.0"));
+        assert!(hints(Err(device::Error::NoDriver)).contains("libcuda.so.1"));
+        assert!(hints(Err(device::Error::BuiltWithoutCuda)).contains("scripts/get-nvcc.sh"));
     }
 }

@@ -15,6 +15,10 @@ pub enum Error {
     Device(#[from] device::Error),
     #[error(transparent)]
     Engine(#[from] engine::ConfigError),
+    #[error(
+        "--backend cuda: this version runs single ops on the GPU, not yet whole models; use --backend cpu"
+    )]
+    NoCudaBackend,
     #[error("a step failed: {0}")]
     Step(engine::StepError),
     #[error(transparent)]

@@ -29,7 +29,10 @@ pub fn run(args: &args::Generate) -> Result<()> {
         prompts.iter().map(|prompt| request(prompt, args, &params, &checkpoint)).collect();
     let pages = pages(args, &requests);
     match args.model.backend {
-        BackendChoice::Cuda => Err(device::gpu::probe().gpus.err().unwrap_or(device::Error::NoGpu).into()),
+        // What is missing on this machine comes first: it has a remedy.
+        BackendChoice::Cuda => {
+            Err(device::gpu::probe().gpus.err().map_or(Error::NoCudaBackend, Error::Device))
+        }
         BackendChoice::Cpu | BackendChoice::Auto => {
             let kv = kv_dtype(args.model.kv, checkpoint.quantization.kv_cache);
             let model = load(&checkpoint, Cpu::default(), pages, kv)?;
