@@ -49,3 +49,23 @@ impl Sample<'_> {
         sampling::Sampler::new(logits.len(), self.params)?.sample(logits, history, draw)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sampling::{History, Params, Sampler};
+
+    #[test]
+    fn a_draw_is_counted_by_the_generated_tokens() {
+        let params = Params { temperature: 1.0, seed: 7, ..Params::default() };
+        let history = [3; 9];
+        let logits = [0.0; 64];
+        for prompt_len in 1..=9 {
+            let sample = Sample { params: &params, history: &history, prompt_len };
+            let history = History { tokens: &history, prompt_len };
+            let draw = (9 - prompt_len) as u64;
+            let wanted = Sampler::new(64, &params).unwrap().sample(&logits, history, draw).unwrap();
+            assert_eq!(sample.choose(&logits).unwrap(), wanted);
+        }
+    }
+}
