@@ -25,6 +25,8 @@ mod memory;
 #[cfg(feature = "cuda")]
 mod pinned;
 #[cfg(feature = "cuda")]
+mod pool;
+#[cfg(feature = "cuda")]
 mod tensor_map;
 
 #[cfg(feature = "cuda")]
@@ -37,5 +39,6 @@ pub use {
     launch::{Args, Extent, Launch},
     memory::{check_aligned, check_aligned_mut, check_len, download, upload, zeros},
     pinned::Pinned,
+    pool::{Pool, Pooled},
     tensor_map::{MapElement, Swizzle, TensorMap, Tile},
 };
