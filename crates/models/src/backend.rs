@@ -14,6 +14,8 @@ pub trait Backend {
     type Tensor;
     /// An activation in the form that some linear layer reads.
     type Input;
+    /// Scores of every token of the vocabulary, `[rows, vocab_size]`.
+    type Logits;
     /// A linear layer, repacked for this backend.
     type Linear;
     /// The weights of a norm.
@@ -38,6 +40,9 @@ pub trait Backend {
 
     /// Checks a step against the cache and makes it ready.
     fn begin(&self, step: &Step<'_>, cache: &Self::Cache) -> Result<Self::Batch>;
+    /// Runs `forward` on `batch`, or repeats what it did for an earlier batch of the same shape, with this one's contents.
+    fn run(&self, batch: &Self::Batch, forward: impl FnMut() -> Result<Self::Logits>)
+    -> Result<Self::Logits>;
     /// The rows of `table` that the step's tokens name.
     fn embed(&self, table: &Self::Embedding, batch: &Self::Batch) -> Result<Self::Tensor>;
     /// Adds `deltas` to `residual`, then the norm of it.
@@ -72,10 +77,12 @@ pub trait Backend {
     fn activate(&self, x: &Self::Tensor, activation: Activation, into: &Self::Linear) -> Result<Self::Input>;
     /// The rows that a token is to be chosen from: the last new one of each sampled sequence.
     fn sampled_rows(&self, x: &Self::Tensor, batch: &Self::Batch) -> Result<Self::Tensor>;
+    /// `input * W^T` of the head, not rounded to the model's precision.
+    fn logits(&self, input: &Self::Input, head: &Self::Linear) -> Result<Self::Logits>;
     /// Chooses a token from each row of `logits`, in the order of the step's sampled sequences.
-    fn sample(&self, logits: &Self::Tensor, step: &Step<'_>) -> Result<Vec<sampling::Sampled>>;
-    /// Copies an activation to the host.
-    fn to_host(&self, x: &Self::Tensor) -> Result<Vec<f32>>;
+    fn sample(&self, logits: &Self::Logits, step: &Step<'_>) -> Result<Vec<sampling::Sampled>>;
+    /// Copies the logits of the step's sampled sequences to the host.
+    fn to_host(&self, logits: &Self::Logits) -> Result<Vec<f32>>;
 }
 
 /// A norm as it comes from a checkpoint.

@@ -11,9 +11,9 @@ pub(crate) fn logits<B: Backend>(
     deltas: &[B::Tensor],
     norm: &B::Norm,
     head: &B::Linear,
-) -> Result<B::Tensor> {
+) -> Result<B::Logits> {
     let mut x = b.sampled_rows(x, batch)?;
     let deltas = deltas.iter().map(|delta| b.sampled_rows(delta, batch)).collect::<Result<Vec<_>>>()?;
     let input = b.add_norm(&mut x, &deltas, norm, head)?;
-    b.linear(&input, head)
+    b.logits(&input, head)
 }

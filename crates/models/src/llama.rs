@@ -61,7 +61,7 @@ impl<B: Backend> Llama<B> {
     }
 
     /// The logits of the step's sampled rows, `[sampled, vocab_size]`.
-    pub fn forward(&self, b: &B, cache: &mut B::Cache, batch: &B::Batch) -> device::Result<B::Tensor> {
+    pub fn forward(&self, b: &B, cache: &mut B::Cache, batch: &B::Batch) -> device::Result<B::Logits> {
         let mut x = b.embed(&self.embedding, batch)?;
         let mut deltas = Vec::new();
         for (index, layer) in self.layers.iter().enumerate() {

@@ -71,11 +71,12 @@ impl<B: Backend> Model<B> {
         self.backend.to_host(&logits)
     }
 
-    fn forward(&mut self, step: &Step<'_>) -> device::Result<B::Tensor> {
-        let batch = self.backend.begin(step, &self.cache)?;
-        match &self.decoder {
-            Decoder::Falcon(falcon) => falcon.forward(&self.backend, &mut self.cache, &batch),
-            Decoder::Llama(llama) => llama.forward(&self.backend, &mut self.cache, &batch),
-        }
+    fn forward(&mut self, step: &Step<'_>) -> device::Result<B::Logits> {
+        let Self { backend, decoder, cache, .. } = self;
+        let batch = backend.begin(step, cache)?;
+        backend.run(&batch, || match decoder {
+            Decoder::Falcon(falcon) => falcon.forward(backend, cache, &batch),
+            Decoder::Llama(llama) => llama.forward(backend, cache, &batch),
+        })
     }
 }

@@ -59,6 +59,7 @@ pub struct Embedding {
 impl Backend for Cpu {
     type Tensor = Tensor;
     type Input = Input;
+    type Logits = Tensor;
     type Linear = Linear;
     type Norm = Norm;
     type Embedding = Embedding;
@@ -89,6 +90,10 @@ impl Backend for Cpu {
 
     fn begin(&self, step: &Step<'_>, cache: &Cache) -> Result<Batch> {
         Batch::new(step, cache.pages())
+    }
+
+    fn run(&self, _: &Batch, mut forward: impl FnMut() -> Result<Tensor>) -> Result<Tensor> {
+        forward()
     }
 
     fn embed(&self, table: &Embedding, batch: &Batch) -> Result<Tensor> {
@@ -146,13 +151,17 @@ impl Backend for Cpu {
         Ok(Tensor { values: rows.flatten().copied().collect(), features: x.features })
     }
 
+    fn logits(&self, input: &Input, head: &Linear) -> Result<Tensor> {
+        self.linear(input, head)
+    }
+
     fn sample(&self, logits: &Tensor, step: &Step<'_>) -> Result<Vec<sampling::Sampled>> {
         let samples = step.sequences.iter().filter_map(|sequence| sequence.sample);
         let rows = logits.values.chunks_exact(logits.features);
         samples.zip(rows).map(|(sample, row)| sample.choose(row)).collect()
     }
 
-    fn to_host(&self, x: &Tensor) -> Result<Vec<f32>> {
-        Ok(x.values.clone())
+    fn to_host(&self, logits: &Tensor) -> Result<Vec<f32>> {
+        Ok(logits.values.clone())
     }
 }
