@@ -4,12 +4,13 @@ use crate::args::{self, BackendChoice, KvChoice, SamplingArgs};
 use crate::embedded;
 use crate::error::{Error, Result};
 use crate::output::{Finished, Output};
+use crate::progress::progress_bar;
 use crate::prompts::{self, Prompt};
 use crate::text::TextStream;
 use checkpoint::quantization::KvCacheScheme;
 use checkpoint::{Checkpoint, GenerationConfig, Tokenizer};
 use engine::{Config, Engine, Event, FinishReason, Request, RequestId, StepModel};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use models::{Backend, Cpu, KvDtype, Model, Progress};
 use sampling::Params;
 use std::collections::HashMap;
@@ -112,13 +113,6 @@ fn load<B: Backend>(checkpoint: &Checkpoint, backend: B, pages: usize, kv: KvDty
     let model = Model::load(checkpoint, backend, pages, kv, &mut progress)?;
     bar.finish_and_clear();
     Ok(model)
-}
-
-/// A bar on standard error; hidden where that is no terminal.
-fn progress_bar(len: u64, what: &'static str, figures: &str) -> ProgressBar {
-    let template = format!("{{prefix}} {{wide_bar}} {figures} {{eta}}");
-    let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(len).with_style(style).with_prefix(what)
 }
 
 /// A request under way.

@@ -8,6 +8,7 @@ mod error;
 mod generate;
 mod output;
 mod plan;
+mod progress;
 mod prompts;
 mod table;
 mod text;
