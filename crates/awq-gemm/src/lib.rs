@@ -47,6 +47,7 @@ mod pack;
 mod product;
 mod quantize;
 mod reference;
+mod synthetic;
 mod weights;
 
 #[cfg(feature = "cuda")]
@@ -54,4 +55,5 @@ pub use launch::{DeviceInt4Weights, W4A8Workspace};
 pub use pack::PackedWeights;
 pub use product::{W4A8, W4A16};
 pub use quantize::quantize;
+pub use synthetic::SyntheticInt4;
 pub use weights::{Int4Shape, Int4Weights, MAX_CODE};

@@ -12,6 +12,7 @@ mod float8;
 pub mod gpu;
 mod position;
 mod quantize;
+mod random;
 mod views;
 
 pub use check::Check;
@@ -20,4 +21,5 @@ pub use error::{ArgumentError, Error, Result};
 pub use float8::{E4m3, E5m2};
 pub use position::{alibi_bias, rotate_head};
 pub use quantize::{quantize_row, scale_of_row};
+pub use random::{NEAR_NORMAL_DEVIATION, NEAR_NORMAL_MAX, near_normal, random_bits};
 pub use views::{ActivationShape, BatchView, KvLayout, KvPages, PAGE_SIZE, QuantizedActivation};

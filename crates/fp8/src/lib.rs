@@ -39,6 +39,7 @@
 mod product;
 mod quantize;
 mod reference;
+mod synthetic;
 
 #[cfg(feature = "cuda")]
 mod launch;
@@ -46,3 +47,4 @@ mod launch;
 pub use device::{E4m3, E5m2};
 pub use product::{DenseProduct, Fp8Product};
 pub use quantize::{Quantize, ScaleChoice};
+pub use synthetic::SyntheticWeights;

@@ -1,6 +1,8 @@
 //! The steps of a decoder at the granularity of the fused op, and what it takes to hold a model.
 
+use crate::load::{EmbeddingSource, LinearSource};
 use crate::step::Step;
+use crate::synthetic::SyntheticLinear;
 use crate::weights::LinearWeights;
 use device::Result;
 use layers::{Activation, NormKind};
@@ -33,6 +35,22 @@ pub trait Backend {
     fn load_norm(&self, weights: NormWeights) -> Result<Self::Norm>;
     /// Takes over an embedding table, f32 `[vocab_size, features]`.
     fn load_embedding(&self, rows: Vec<f32>, features: usize) -> Result<Self::Embedding>;
+    /// Brings a linear layer over from a checkpoint: [`Self::load_linear`], but for backends that have a shorter way.
+    fn read_linear(&self, source: &LinearSource<'_>) -> crate::Result<Self::Linear> {
+        Ok(self.load_linear(source.weights()?)?)
+    }
+    /// Brings an embedding table over from a checkpoint, likewise.
+    fn read_embedding(&self, source: &EmbeddingSource<'_>) -> crate::Result<Self::Embedding> {
+        Ok(self.load_embedding(source.values()?, source.features)?)
+    }
+    /// Makes a linear layer of random weights: those of [`SyntheticLinear::weights`], wherever they are made.
+    fn synthetic_linear(&self, synthetic: &SyntheticLinear) -> Result<Self::Linear> {
+        self.load_linear(synthetic.weights()?)
+    }
+    /// Makes a random embedding table `[rows, features]`: that of [`fp8::SyntheticWeights`].
+    fn synthetic_embedding(&self, rows: usize, features: usize, seed: u64) -> Result<Self::Embedding> {
+        self.load_embedding(crate::synthetic::dense(features, rows, seed)?, features)
+    }
     /// A head that shares the embedding's table.
     fn tied_head(&self, embedding: &Self::Embedding) -> Result<Self::Linear>;
     /// `pages` pages of 64 tokens for every layer.

@@ -12,6 +12,7 @@ mod load;
 mod memory;
 mod model;
 mod step;
+mod synthetic;
 mod weights;
 
 pub use backend::{Backend, CacheSpec, KvDtype, NormWeights, Positions};
@@ -20,10 +21,11 @@ pub use cpu::{Cpu, Int4Activations};
 pub use error::{Error, Result};
 pub use falcon::Falcon;
 pub use llama::Llama;
-pub use load::{Loader, Progress};
+pub use load::{EmbeddingSource, LinearLayer, LinearSource, Loader, Progress};
 pub use memory::{MemoryPlan, Part};
 pub use model::Model;
 pub use step::{Sample, Step, StepSequence};
+pub use synthetic::{SyntheticFormat, SyntheticLinear};
 pub use weights::{LinearWeights, Matrix};
 
 /// `config.json` of Falcon-180B, quantized by AutoAWQ in groups of 128.

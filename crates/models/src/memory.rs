@@ -32,7 +32,7 @@ pub struct Part {
 
 /// How one linear layer's weights are stored on the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Storage {
+pub(crate) enum Storage {
     /// 2 bytes a weight.
     Bf16,
     /// 1 byte a weight and an f32 scale for every output row.
@@ -62,7 +62,7 @@ impl Storage {
         }
     }
 
-    fn bytes(self, in_features: u64, out_features: u64) -> u64 {
+    pub(crate) fn bytes(self, in_features: u64, out_features: u64) -> u64 {
         let weights = in_features * out_features;
         match self {
             Self::Bf16 => 2 * weights,

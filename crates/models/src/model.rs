@@ -1,11 +1,11 @@
 //! A model with its weights and its KV cache, ready to step.
 
-use crate::backend::{Backend, KvDtype};
+use crate::backend::{Backend, CacheSpec, KvDtype};
 use crate::error::Result;
-use crate::load::{Loader, Progress, cache_spec};
+use crate::load::{Loader, Progress, cache_spec, cache_spec_of};
 use crate::step::Step;
 use crate::{Falcon, Llama};
-use checkpoint::{Checkpoint, ModelConfig};
+use checkpoint::{Checkpoint, ModelConfig, Quantization};
 use sampling::Sampled;
 
 /// A Falcon or a Llama, held by backend `B`.
@@ -23,6 +23,15 @@ enum Decoder<B: Backend> {
     Llama(Llama<B>),
 }
 
+impl<B: Backend> Decoder<B> {
+    fn load(config: &ModelConfig, loader: &mut Loader<'_, B>) -> Result<Self> {
+        Ok(match config {
+            ModelConfig::Falcon(config) => Self::Falcon(Falcon::load(config, loader)?),
+            ModelConfig::Llama(config) => Self::Llama(Llama::load(config, loader)?),
+        })
+    }
+}
+
 impl<B: Backend> Model<B> {
     /// Loads all weights of `checkpoint` and makes a KV cache of `pages` pages of 64 tokens.
     pub fn load(
@@ -32,15 +41,34 @@ impl<B: Backend> Model<B> {
         kv: KvDtype,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self> {
-        let spec = cache_spec(checkpoint, pages, kv)?;
+        let spec = cache_spec_of(checkpoint, pages, kv)?;
         let mut loader = Loader::new(checkpoint, &backend, progress);
-        let decoder = match &checkpoint.config {
-            ModelConfig::Falcon(config) => Decoder::Falcon(Falcon::load(config, &mut loader)?),
-            ModelConfig::Llama(config) => Decoder::Llama(Llama::load(config, &mut loader)?),
-        };
-        let cache = backend.new_cache(&spec)?;
-        let dims = checkpoint.config.common();
-        let max_context = dims.max_position_embeddings;
+        let decoder = Decoder::load(&checkpoint.config, &mut loader)?;
+        Self::new(&checkpoint.config, backend, decoder, &spec)
+    }
+
+    /// A model of random weights that are stored as `quantization` says, of the size that trained weights have:
+    /// activations keep the spread they have in a real model, tokens mean nothing. One seed gives one model, on any
+    /// backend.
+    pub fn synthetic(
+        config: &ModelConfig,
+        quantization: &Quantization,
+        backend: B,
+        pages: usize,
+        kv: KvDtype,
+        seed: u64,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Self> {
+        let spec = cache_spec(config, pages, kv)?;
+        let mut loader = Loader::synthetic(config, quantization, seed, &backend, progress);
+        let decoder = Decoder::load(config, &mut loader)?;
+        Self::new(config, backend, decoder, &spec)
+    }
+
+    fn new(config: &ModelConfig, backend: B, decoder: Decoder<B>, spec: &CacheSpec) -> Result<Self> {
+        let cache = backend.new_cache(spec)?;
+        let dims = config.common();
+        let (pages, max_context) = (spec.pages, dims.max_position_embeddings);
         Ok(Self { backend, decoder, cache, pages, vocab_size: dims.vocab_size, max_context })
     }
 

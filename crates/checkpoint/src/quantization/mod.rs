@@ -160,7 +160,7 @@ impl Quantization {
     }
 
     /// How the linear layer `prefix` is stored. `has` says whether the checkpoint has a tensor of a name.
-    pub(crate) fn format(&self, prefix: &str, has: impl Fn(&str) -> bool) -> LinearFormat {
+    pub fn format(&self, prefix: &str, has: impl Fn(&str) -> bool) -> LinearFormat {
         match &self.method {
             Method::None => LinearFormat::Plain,
             Method::AutoAwq { group, modules_to_not_convert } => {
