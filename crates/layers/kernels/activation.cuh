@@ -10,7 +10,7 @@
 
 namespace layers {
 
-enum class Activation { swiglu, gelu, silu };
+enum class Activation { swiglu, gelu, silu, identity };
 
 // The special-function unit's own 2^x and 1/x: right to about 2^-22, subnormal results become 0.
 __device__ __forceinline__ float exp2_approximate(float x) {
@@ -77,7 +77,7 @@ __device__ __forceinline__ void activated(const ActivationInput& input, uint32_t
 #pragma unroll
         for (int j = 0; j < vector_features; ++j) {
             float& z = y[i].x[j];
-            z = activation == Activation::gelu ? gelu(z) : silu(z);
+            if constexpr (activation != Activation::identity) z = activation == Activation::gelu ? gelu(z) : silu(z);
             if (gated) z *= factor.x[j];
         }
         if (input.multiplier == nullptr || vector >= vectors) continue;

@@ -13,6 +13,8 @@ pub enum Activation {
     Gelu,
     /// `x * sigmoid(x)`.
     Silu,
+    /// `x`: for the multiplier or the quantization alone.
+    Identity,
 }
 
 impl Activation {
@@ -87,6 +89,7 @@ impl Activate {
             Activation::Swiglu => "swiglu",
             Activation::Gelu => "gelu",
             Activation::Silu => "silu",
+            Activation::Identity => "identity",
         })
     }
 

@@ -33,6 +33,7 @@ pub fn activate(activation: Activation, row: &[f32], multiplier: Option<&[f32]>,
             Activation::Swiglu => silu(x) * f64::from(row[features + feature]),
             Activation::Gelu => gelu(x),
             Activation::Silu => silu(x),
+            Activation::Identity => x,
         };
         *out = (y * multiplier.map_or(1.0, |multiplier| f64::from(multiplier[feature]))) as f32;
     }

@@ -16,7 +16,12 @@ fn kinds() -> impl Strategy<Value = NormKind> {
 }
 
 fn activations() -> impl Strategy<Value = Activation> {
-    prop_oneof![Just(Activation::Swiglu), Just(Activation::Gelu), Just(Activation::Silu)]
+    prop_oneof![
+        Just(Activation::Swiglu),
+        Just(Activation::Gelu),
+        Just(Activation::Silu),
+        Just(Activation::Identity)
+    ]
 }
 
 /// Sizes on either side of what a kernel may cut by.
@@ -94,6 +99,7 @@ fn activation_oracle(activation: Activation, x: f64, up: f64) -> f64 {
     match activation {
         Activation::Swiglu => x * sigmoid(x) * up,
         Activation::Silu => x * sigmoid(x),
+        Activation::Identity => x,
         Activation::Gelu if x < 0.0 => x * normal_tails(-x).1,
         Activation::Gelu => x * normal_tails(x).0,
     }

@@ -4,6 +4,8 @@
 mod backend;
 mod batch;
 mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod error;
 mod falcon;
 mod head;
@@ -13,11 +15,14 @@ mod memory;
 mod model;
 mod step;
 mod synthetic;
+mod timed;
 mod weights;
 
 pub use backend::{Backend, CacheSpec, KvDtype, NormWeights, Positions};
 pub use batch::{Batch, Ragged};
 pub use cpu::{Cpu, Int4Activations};
+#[cfg(feature = "cuda")]
+pub use cuda::Cuda;
 pub use error::{Error, Result};
 pub use falcon::Falcon;
 pub use llama::Llama;
@@ -26,6 +31,7 @@ pub use memory::{MemoryPlan, Part};
 pub use model::Model;
 pub use step::{Sample, Step, StepSequence};
 pub use synthetic::{SyntheticFormat, SyntheticLinear};
+pub use timed::{Clock, Op, Timed, Trace};
 pub use weights::{LinearWeights, Matrix};
 
 /// `config.json` of Falcon-180B, quantized by AutoAWQ in groups of 128.

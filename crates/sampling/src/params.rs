@@ -49,6 +49,14 @@ impl Default for Params {
 }
 
 impl Params {
+    /// Whether they choose the largest logit as it is and report nothing else: [`crate::Argmax`] does that for a batch.
+    pub fn is_argmax(&self) -> bool {
+        let Self { temperature, repetition_penalty, presence_penalty, frequency_penalty, .. } = *self;
+        let penalties = [repetition_penalty - 1.0, presence_penalty, frequency_penalty];
+        let plain = penalties == [0.0; 3] && self.logit_bias.is_empty();
+        temperature == 0.0 && plain && self.logprobs.is_none()
+    }
+
     /// Checks every option but the token ids of `logit_bias`, which need a vocabulary ([`crate::Sampler::new`]).
     pub fn validate(&self) -> Result<()> {
         let at_least_0 = self.temperature.is_finite() && self.temperature >= 0.0;

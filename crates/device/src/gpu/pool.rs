@@ -4,7 +4,8 @@ use super::{DriverResult, zeros};
 use crate::{Check, Error, Result};
 use bytemuck::AnyBitPattern;
 use cudarc::driver::{
-    CudaSlice, CudaStream, CudaView, DevicePtr, DevicePtrMut, DeviceRepr, DeviceSlice, SyncOnDrop, sys,
+    CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr, DeviceSlice,
+    SyncOnDrop, sys,
 };
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
@@ -84,16 +85,22 @@ impl Pool {
     }
 }
 
-impl<T> Pooled<T> {
+impl<T: AnyBitPattern> Pooled<T> {
     /// Elements `range`, or nothing where it goes beyond the end.
-    pub fn slice(&self, range: Range<usize>) -> Option<CudaView<'_, T>>
-    where
-        T: AnyBitPattern,
-    {
+    pub fn slice(&self, range: Range<usize>) -> Option<CudaView<'_, T>> {
         let bytes = range.start * size_of::<T>()..range.end * size_of::<T>();
         let view = (range.start <= range.end && range.end <= self.len).then(|| self.bytes.slice(bytes))?;
         // SAFETY: every bit pattern is a `T`; the buffer starts at a multiple of 256 bytes, the view at one of `T`'s size.
         unsafe { view.transmute(range.len()) }
+    }
+
+    /// The first `len` elements, to be written, or nothing where there are fewer.
+    pub fn prefix_mut(&mut self, len: usize) -> Option<CudaViewMut<'_, T>> {
+        if len > self.len {
+            return None;
+        }
+        // SAFETY: as in `slice`; what is written to a `T` is a `T`.
+        unsafe { self.bytes.transmute_mut(len) }
     }
 }
 

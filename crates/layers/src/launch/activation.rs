@@ -15,9 +15,11 @@ static CUBIN: Cubin =
 static SWIGLU: Kernel = Kernel::new(&CUBIN, "swiglu");
 static GELU: Kernel = Kernel::new(&CUBIN, "gelu");
 static SILU: Kernel = Kernel::new(&CUBIN, "silu");
+static IDENTITY: Kernel = Kernel::new(&CUBIN, "identity");
 static SWIGLU_QUANTIZE: Kernel = Kernel::new(&CUBIN, "swiglu_quantize");
 static GELU_QUANTIZE: Kernel = Kernel::new(&CUBIN, "gelu_quantize");
 static SILU_QUANTIZE: Kernel = Kernel::new(&CUBIN, "silu_quantize");
+static IDENTITY_QUANTIZE: Kernel = Kernel::new(&CUBIN, "identity_quantize");
 
 /// Features that a block holds: 512 threads, so that registers allow two blocks to a multiprocessor.
 const BLOCK_FEATURES: usize = 512 * THREAD_FEATURES;
@@ -42,7 +44,7 @@ impl Activate {
         let slices = self.features.div_ceil(BLOCK_FEATURES).max(self.slices(stream, tokens)?);
         let args = self.args(stream, input, multiplier, slices)?.output(output);
         let launch = self.grid(tokens, slices)?.overlapping();
-        // SAFETY: the parameters of the three plain kernels. The blocks of row t touch row t of input and output, whose
+        // SAFETY: the parameters of the plain kernels. The blocks of row t touch row t of input and output, whose
         // lengths were checked; rows are whole vectors and start aligned.
         unsafe { self.plain_kernel().launch(stream, launch, args) }
     }
@@ -67,7 +69,7 @@ impl Activate {
         let args = self.args(stream, input, multiplier, slices)?;
         let args = args.output(&mut output.codes).output(&mut output.scales).output(&mut output.group_sums);
         let launch = self.grid(tokens, slices)?.cluster(slices as u32).overlapping();
-        // SAFETY: as in `launch`, with the parameters of the three quantizing kernels and clusters of one row's blocks,
+        // SAFETY: as in `launch`, with the parameters of the quantizing kernels and clusters of one row's blocks,
         // which write row t of the codes, scale t, and row t of the group sums where there are groups.
         unsafe { self.quantizing_kernel().launch(stream, launch, args.value(group_lanes)) }
     }
@@ -77,6 +79,7 @@ impl Activate {
             Activation::Swiglu => &SWIGLU,
             Activation::Gelu => &GELU,
             Activation::Silu => &SILU,
+            Activation::Identity => &IDENTITY,
         }
     }
 
@@ -85,6 +88,7 @@ impl Activate {
             Activation::Swiglu => &SWIGLU_QUANTIZE,
             Activation::Gelu => &GELU_QUANTIZE,
             Activation::Silu => &SILU_QUANTIZE,
+            Activation::Identity => &IDENTITY_QUANTIZE,
         }
     }
 
@@ -122,7 +126,7 @@ impl Activate {
         Ok(Launch::grid(blocks).block(threads(self.features.div_ceil(slices))))
     }
 
-    /// What all six kernels begin with.
+    /// What all kernels begin with.
     fn args<'a>(
         &self,
         stream: &'a CudaStream,

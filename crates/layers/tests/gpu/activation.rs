@@ -7,7 +7,7 @@ use half::bf16;
 use layers::{Activate, Activation};
 use op_test::{DeviceGuarded, Rng, assert_close_f64};
 
-const ALL: [Activation; 3] = [Activation::Swiglu, Activation::Gelu, Activation::Silu];
+const ALL: [Activation; 4] = [Activation::Swiglu, Activation::Gelu, Activation::Silu, Activation::Identity];
 
 /// The activation in f64, and how far one in f32 may lie from it.
 fn want(
