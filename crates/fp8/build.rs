@@ -2,5 +2,9 @@
 
 fn main() {
     #[cfg(feature = "cuda")]
-    nvcc_build::compile(&["kernels/quantize_sm90.cu", "kernels/product_sm90.cu"]);
+    nvcc_build::compile(&[
+        "kernels/quantize_sm90.cu",
+        "kernels/product_sm90.cu",
+        "kernels/synthetic_sm90.cu",
+    ]);
 }

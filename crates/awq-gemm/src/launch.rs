@@ -1,7 +1,11 @@
 //! The device side of the products: the crate's only unsafe code.
 
+mod pack;
+mod w4a16;
 mod w4a8;
 mod weights;
 
+pub use pack::DeviceTensors;
 pub use w4a8::W4A8Workspace;
+pub use w4a16::{Activation, W4A16Workspace};
 pub use weights::DeviceInt4Weights;

@@ -49,6 +49,16 @@ impl SyntheticInt4 {
         self.shape
     }
 
+    #[cfg(feature = "cuda")]
+    pub(crate) fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(crate) fn is_symmetric(&self) -> bool {
+        self.symmetric
+    }
+
     /// The weights, on the host.
     pub fn reference(&self) -> Result<Int4Weights> {
         let shape = self.shape;

@@ -52,6 +52,18 @@ impl Int4Shape {
     pub fn groups(self) -> usize {
         self.in_features / self.group_size
     }
+
+    /// The same shape in the widest groups that the kernels have: 128 where that divides `group_size`, else 64.
+    pub fn for_kernels(self) -> Result<Self> {
+        match [128, 64].into_iter().find(|&size| self.group_size.is_multiple_of(size)) {
+            Some(group_size) => Ok(Self { group_size, ..self }),
+            None => Err(CHECK.error(
+                "group_size",
+                "a multiple of 64 (the kernels have groups of 64 and 128)",
+                self.group_size,
+            )),
+        }
+    }
 }
 
 /// INT4 weights: `w[n][k] = (code[n][k] - zero[n][k / group_size]) * scale[n][k / group_size]`.
@@ -154,6 +166,12 @@ impl Int4Weights {
             zeros: self.zeros.iter().flat_map(|&zero| std::iter::repeat_n(zero, copies)).collect(),
             scales: self.scales.iter().flat_map(|&scale| std::iter::repeat_n(scale, copies)).collect(),
         })
+    }
+
+    /// The same weights in groups that the kernels have ([`Int4Shape::for_kernels`]), exactly.
+    pub fn for_kernels(self) -> Result<Self> {
+        let group_size = self.shape.for_kernels()?.group_size;
+        if group_size == self.shape.group_size { Ok(self) } else { self.split_groups(group_size) }
     }
 
     /// The rows `rows` in the order given, as loaders need to unravel interleaved projections.

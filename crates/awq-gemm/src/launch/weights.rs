@@ -3,7 +3,7 @@
 use crate::{Int4Shape, PackedWeights, W4A8};
 use cudarc::driver::{CudaSlice, CudaStream};
 use device::Result;
-use device::gpu::{check_len, upload};
+use device::gpu::{check_len, upload, zeros};
 use std::sync::Arc;
 
 /// INT4 weights in device memory, in the order of [`PackedWeights`].
@@ -25,6 +25,11 @@ impl DeviceInt4Weights {
         Ok(Self { shape, bytes })
     }
 
+    /// All codes, scales and zero points 0, to be filled by [`Self::add`].
+    pub fn zeros(stream: &Arc<CudaStream>, shape: Int4Shape) -> Result<Self> {
+        Ok(Self { shape, bytes: zeros(stream, PackedWeights::bytes_of(shape)?, "INT4 weights")? })
+    }
+
     /// The shape.
     pub fn shape(&self) -> Int4Shape {
         self.shape
@@ -33,5 +38,10 @@ impl DeviceInt4Weights {
     /// The bytes, in the order of [`PackedWeights`].
     pub fn bytes(&self) -> &CudaSlice<u8> {
         &self.bytes
+    }
+
+    /// The bytes, for this crate's kernels.
+    pub(super) fn bytes_mut(&mut self) -> &mut CudaSlice<u8> {
+        &mut self.bytes
     }
 }

@@ -1,0 +1,345 @@
+//! The W4A16 kernel on the device.
+
+use super::DeviceInt4Weights;
+use crate::W4A16;
+use crate::pack::{BLOCK, Layout, UNIT, WINDOW};
+use bytemuck::{Pod, Zeroable};
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
+use device::gpu::{
+    Args, Cubin, Kernel, Launch, Swizzle, TensorMap, Tile, check_aligned, check_aligned_mut, check_len,
+    multiprocessors, zeros,
+};
+use device::{Element, Result};
+use half::{bf16, f16};
+use std::sync::Arc;
+
+static CUBIN: Cubin = Cubin::new("w4a16_sm90", include_bytes!(concat!(env!("OUT_DIR"), "/w4a16_sm90.cubin")));
+
+/// The entry points of w4a16_sm90.cu with the same tile.
+#[derive(Debug)]
+struct Variant {
+    bf16: Kernel,
+    f16: Kernel,
+    group_size: usize,
+    /// Tokens of a tile.
+    tokens: usize,
+    /// The fewest output features it is chosen for.
+    from_features: usize,
+    /// Multiplying warpgroups of a block.
+    multipliers: usize,
+    /// Blocks of 64 features that each of them has.
+    blocks: usize,
+    /// Units of 128 input features on their way at once.
+    stages: usize,
+}
+
+macro_rules! variants {
+    ($($name:literal $group_size:literal $tokens:literal $from:literal $multipliers:literal $blocks:literal $stages:literal)*) => {
+        [$(Variant {
+            bf16: Kernel::new(&CUBIN, concat!("w4a16_bf16_", $name)),
+            f16: Kernel::new(&CUBIN, concat!("w4a16_f16_", $name)),
+            group_size: $group_size,
+            tokens: $tokens,
+            from_features: $from,
+            multipliers: $multipliers,
+            blocks: $blocks,
+            stages: $stages,
+        }),*]
+    };
+}
+
+/// In step with w4a16_sm90.cu. Of the narrowest tiles that hold the batch (or else the widest) the last whose `from_features`
+/// are there: tiles of 512 features read activations half as often, and pay where there is one for most multiprocessors.
+static VARIANTS: [Variant; 11] = variants![
+    // name       group_size  tokens   from  multipliers  blocks  stages
+    "g128_t16_f256"       128      16      0            4       1      10
+    "g128_t16_f512"       128      16  32768            4       2       5
+    "g128_t32_f256"       128      32      0            4       1       8
+    "g128_t32_f512"       128      32  32768            4       2       5
+    "g128_t64_f256"       128      64      0            2       2       6
+    "g128_t64_f512"       128      64  32768            2       4       4
+    "g128_t128_f256"      128     128      0            2       2       4
+    "g64_t16_f256"         64      16      0            4       1      10
+    "g64_t32_f256"         64      32      0            4       1       8
+    "g64_t64_f256"         64      64      0            2       2       6
+    "g64_t128_f256"        64     128      0            2       2       4
+];
+
+/// Token tiles that run side by side before the features advance: their activations stay in L2 while weights stream.
+const PANEL_TILES: usize = 8;
+/// Units a block should have at least, for its start to pay.
+const UNITS_PER_BLOCK: usize = 2;
+/// Activations in a row of the 128-byte swizzle: half a unit.
+const BOX: usize = UNIT / 2;
+
+impl Variant {
+    /// The fastest for a batch, by the measurements in the README.
+    fn choose(group_size: usize, tokens: usize, out_features: usize) -> Option<&'static Self> {
+        let fitting = VARIANTS.iter().filter(|variant| variant.group_size == group_size);
+        let widest = fitting.clone().map(|variant| variant.tokens).max()?;
+        let tile =
+            fitting.clone().map(|variant| variant.tokens).find(|&tile| tile >= tokens).unwrap_or(widest);
+        fitting.rev().find(|variant| variant.tokens == tile && variant.from_features <= out_features)
+    }
+
+    fn threads(&self) -> u32 {
+        128 * (1 + self.multipliers as u32)
+    }
+
+    /// Features of a tile.
+    fn features(&self) -> usize {
+        BLOCK * self.blocks * self.multipliers
+    }
+
+    /// As `Variant::kSharedBytes` of w4a16.cuh: barriers, two windows of scales and zero points, stages of activations and codes.
+    fn shared_bytes(&self) -> u32 {
+        let tile_blocks = self.blocks * self.multipliers;
+        let window = tile_blocks * (WINDOW * BLOCK * 5 / 2);
+        let stage = self.tokens * UNIT * 2 + tile_blocks * BLOCK * UNIT / 2;
+        (1024 + (2 * window).next_multiple_of(1024) + self.stages * stage) as u32
+    }
+
+    /// What one block may leave in the workspace.
+    fn partial_floats(&self) -> usize {
+        self.features() * self.tokens
+    }
+}
+
+/// `packed::Work` of tiles.cuh.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Work {
+    partials: u64,
+    flags: u64,
+    tokens: i32,
+    features: i32,
+    units: i32,
+    windows: i32,
+    stream_tiles: i32,
+    panel_tiles: i32,
+}
+
+/// `Problem` of w4a16.cuh.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Problem {
+    codes: u64,
+    parameters: u64,
+    bias: u64,
+    output: u64,
+    work: Work,
+    output_f16: i32,
+    weights_stream_once: i32,
+}
+
+/// How tiles are shared out over a persistent grid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Schedule {
+    grid: usize,
+    /// Tiles cut along K, evenly over all blocks; the rest is a multiple of the grid and goes whole.
+    stream_tiles: usize,
+    token_tiles: usize,
+}
+
+impl Schedule {
+    fn new(
+        variant: &Variant,
+        out_features: usize,
+        tokens: usize,
+        units: usize,
+        multiprocessors: usize,
+    ) -> Self {
+        let token_tiles = tokens.div_ceil(variant.tokens);
+        let tiles = out_features.div_ceil(variant.features()) * token_tiles;
+        let grid = (tiles * units / UNITS_PER_BLOCK).clamp(1, multiprocessors);
+        let rest = tiles % grid;
+        // A last wave that is not full is cut together with the one before it.
+        let stream_tiles = if rest == 0 || tiles < grid { rest } else { rest + grid };
+        Self { grid, stream_tiles, token_tiles }
+    }
+}
+
+/// What W4A16 products keep on a device between launches: partial sums of tiles that several blocks share, and their
+/// flags. One serves all products on its stream. After a launch that failed make a new one.
+#[derive(Debug)]
+pub struct W4A16Workspace {
+    stream: Arc<CudaStream>,
+    partials: CudaSlice<f32>,
+    /// Zero between launches.
+    flags: CudaSlice<u32>,
+    multiprocessors: usize,
+}
+
+impl W4A16Workspace {
+    /// Room for any W4A16 product on `stream`: 17 MB on an H200.
+    pub fn new(stream: &Arc<CudaStream>) -> Result<Self> {
+        let multiprocessors = multiprocessors(stream)? as usize;
+        let partials = VARIANTS.iter().map(Variant::partial_floats).max().unwrap_or(0);
+        let flags = VARIANTS.iter().map(|variant| variant.multipliers).max().unwrap_or(0);
+        Ok(Self {
+            stream: stream.clone(),
+            partials: zeros(stream, multiprocessors * partials, "partial sums of W4A16 products")?,
+            flags: zeros(stream, multiprocessors * flags, "flags of W4A16 products")?,
+            multiprocessors,
+        })
+    }
+}
+
+/// A dtype of activations on the device: bf16 or f16.
+pub trait Activation: sealed::Activation {}
+
+impl Activation for bf16 {}
+impl Activation for f16 {}
+
+mod sealed {
+    pub trait Activation: device::gpu::MapElement {
+        fn kernel(variant: &super::Variant) -> &super::Kernel;
+    }
+}
+
+impl sealed::Activation for bf16 {
+    fn kernel(variant: &Variant) -> &Kernel {
+        &variant.bf16
+    }
+}
+
+impl sealed::Activation for f16 {
+    fn kernel(variant: &Variant) -> &Kernel {
+        &variant.f16
+    }
+}
+
+impl W4A16 {
+    /// The product on `stream`, for `group_size` 64 or 128 and `out_features` in multiples of 64.
+    ///
+    /// - `x` bf16 or f16 `[tokens, in_features]`, at a multiple of 16 bytes
+    /// - `weights` of the plan's shape
+    /// - `bias` f32 `[out_features]`
+    /// - `y` bf16 or f16 `[tokens, out_features]`, at a multiple of 16 bytes
+    ///
+    /// No weight is rounded: `code - zero` is exact in 16 bits, and sums are promoted to f32 with their scale group by group.
+    /// The same call gives the same bits; a row depends neither on the other rows nor on their number, as long as that takes
+    /// tiles of the same width and as many of them.
+    ///
+    /// It may overlap the kernel before it in the stream (programmatic dependent launch): weights are read before that one
+    /// has finished, so it must not be one that writes them, and the one behind this must wait for this where it is launched
+    /// overlapping too, as all kernels of this workspace do.
+    pub fn launch<X: Activation, Y: Element>(
+        &self,
+        stream: &Arc<CudaStream>,
+        x: &impl DevicePtr<X>,
+        weights: &DeviceInt4Weights,
+        bias: Option<&impl DevicePtr<f32>>,
+        workspace: &mut W4A16Workspace,
+        y: &mut impl DevicePtrMut<Y>,
+    ) -> Result<()> {
+        let (check, shape) = (Self::CHECK, self.shape());
+        check.that(matches!(Y::NAME, "bf16" | "f16"), "y", "elements of bf16 or f16", Y::NAME)?;
+        let tokens = self.tokens(x.len())?;
+        self.check_weights(weights.shape())?;
+        if let Some(bias) = bias {
+            check_len(check, "bias", bias, shape.out_features())?;
+        }
+        check_len(check, "y", y, check.product("y", &[tokens, shape.out_features()])?)?;
+        check_aligned(check, "x", x, 16, stream)?;
+        check_aligned_mut(check, "y", y, 16, stream)?;
+        let own = workspace.stream.cu_stream() == stream.cu_stream();
+        check.that(own, "workspace", "one made for this stream", "another stream's")?;
+        let layout = Layout::new(shape)?;
+        let variant = Variant::choose(shape.group_size(), tokens, shape.out_features())
+            .ok_or_else(|| check.error("group_size", "64 or 128", shape.group_size()))?;
+        if tokens == 0 {
+            return Ok(());
+        }
+
+        let Layout { units, windows, .. } = layout;
+        let schedule = Schedule::new(variant, shape.out_features(), tokens, units, workspace.multiprocessors);
+        // The kernel counts in 32 bits: tokens, and units over all streamed tiles.
+        let number = |argument, value: usize| {
+            i32::try_from(value)
+                .map_err(|_| check.error(argument, format_args!("at most {}", i32::MAX), value))
+        };
+        number("weights", schedule.stream_tiles.max(layout.blocks) * units)?;
+        let tile = Tile {
+            dims: &[shape.in_features() as u64, tokens as u64],
+            strides: &[2 * shape.in_features() as u64],
+            tile: &[BOX as u32, variant.tokens as u32],
+            swizzle: Swizzle::Bytes128,
+        };
+        let x_map = TensorMap::new(stream, x, tile)?;
+        // The guards say when the stream is done with a slice; they live until the launch.
+        let (_, _x) = x.device_ptr(stream);
+        let (bytes, _bytes) = weights.bytes().device_ptr(stream);
+        let bias = bias.map(|bias| bias.device_ptr(stream));
+        let (output, _output) = y.device_ptr_mut(stream);
+        let (partials, _partials) = workspace.partials.device_ptr_mut(stream);
+        let (flags, _flags) = workspace.flags.device_ptr_mut(stream);
+        let problem = Problem {
+            codes: bytes,
+            parameters: bytes + layout.code_bytes() as u64,
+            bias: bias.as_ref().map_or(0, |bias| bias.0),
+            output,
+            work: Work {
+                partials,
+                flags,
+                tokens: number("x", tokens)?,
+                features: number("weights", shape.out_features())?,
+                units: number("weights", units)?,
+                windows: number("weights", windows)?,
+                stream_tiles: number("weights", schedule.stream_tiles)?,
+                panel_tiles: number("x", schedule.token_tiles.min(PANEL_TILES))?,
+            },
+            output_f16: i32::from(Y::NAME == "f16"),
+            weights_stream_once: i32::from(schedule.token_tiles == 1),
+        };
+        let launch =
+            Launch::grid(schedule.grid as u32).block(variant.threads()).shared(variant.shared_bytes());
+        let args = Args::new(stream).tensor_map(&x_map).structure(&problem);
+        // SAFETY: the parameters are the kernel's tensor map and `Problem`, made of slices of this call whose lengths and
+        // alignment were checked above; `weights` has the bytes of its shape by construction. The workspace has room for
+        // what each block leaves, as the grid has at most one block a multiprocessor, and its flags are zero between the
+        // launches of its one stream.
+        unsafe { X::kernel(variant).launch(stream, launch.overlapping(), args) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Schedule, VARIANTS, Variant};
+
+    #[test]
+    fn the_narrowest_tile_that_holds_the_batch_is_chosen() {
+        let chosen = |group_size, tokens, out_features| {
+            let variant = Variant::choose(group_size, tokens, out_features)?;
+            Some((variant.tokens, variant.features()))
+        };
+        for (tokens, tile) in
+            [(0, 16), (1, 16), (16, 16), (17, 32), (33, 64), (65, 128), (129, 128), (4096, 128)]
+        {
+            assert_eq!(chosen(128, tokens, 8192), Some((tile, 256)));
+            assert_eq!(chosen(128, tokens, 57344), Some((tile, if tile == 128 { 256 } else { 512 })));
+            assert_eq!(chosen(64, tokens, 57344), Some((tile, 256)));
+        }
+        assert_eq!(chosen(32, 1, 64), None);
+        for variant in &VARIANTS {
+            assert!(variant.shared_bytes() <= 227 * 1024, "{variant:?}");
+        }
+    }
+
+    /// Every unit of every tile is somebody's: streamed tiles by the cut, whole ones by the stride of the grid.
+    #[test]
+    fn tiles_are_shared_out() {
+        for variant in &VARIANTS {
+            for (out_features, tokens, units) in
+                [(64, 1, 1), (59392, 16, 116), (8192, 256, 64), (57344, 4096, 64)]
+            {
+                let schedule = Schedule::new(variant, out_features, tokens, units, 132);
+                let tiles = out_features.div_ceil(variant.features()) * schedule.token_tiles;
+                assert!(schedule.stream_tiles <= tiles && (1..=132).contains(&schedule.grid));
+                assert_eq!((tiles - schedule.stream_tiles) % schedule.grid, 0, "{schedule:?} of {tiles}");
+                // A block's share of the streamed tiles is never empty.
+                assert!(schedule.stream_tiles == 0 || schedule.stream_tiles * units >= schedule.grid);
+            }
+        }
+    }
+}
