@@ -74,8 +74,7 @@ fn report(args: &args::Plan) -> Result<Report> {
             let Checkpoint { config, quantization, .. } = embedded::open(model)?;
             (model.clone(), config, quantization)
         }
-        (None, Some(Preset::Llama2_70b)) => preset("llama-2-70b", models::LLAMA_2_70B)?,
-        (None, _) => preset("falcon-180b", models::FALCON_180B)?,
+        (None, choice) => preset(choice)?,
     };
     let (kv, kv_dtype) = match args.kv {
         KvChoice::F32 => (KvDtype::F32, "f32"),
@@ -98,7 +97,7 @@ fn report(args: &args::Plan) -> Result<Report> {
         parts: plan
             .parts
             .into_iter()
-            .map(|models::Part { name, count, in_features, out_features, bytes }| Part {
+            .map(|models::Part { name, count, in_features, out_features, bytes, .. }| Part {
                 name,
                 count,
                 in_features,
@@ -109,7 +108,12 @@ fn report(args: &args::Plan) -> Result<Report> {
     })
 }
 
-fn preset(name: &str, config: &'static str) -> Result<(String, ModelConfig, Quantization)> {
+/// A model by name: its name, its settings. clap sees to it that one is chosen.
+pub fn preset(choice: Option<Preset>) -> Result<(String, ModelConfig, Quantization)> {
+    let (name, config) = match choice {
+        Some(Preset::Llama2_70b) => ("llama-2-70b", models::LLAMA_2_70B),
+        Some(Preset::Falcon180b) | None => ("falcon-180b", models::FALCON_180B),
+    };
     let files = Files::memory([("config.json", config.as_bytes())]);
     let (config, quantization) = checkpoint::settings(&files)?;
     Ok((name.to_owned(), config, quantization))

@@ -26,6 +26,8 @@ pub struct Part {
     pub in_features: u64,
     /// Output features of a linear layer; rows of an embedding.
     pub out_features: u64,
+    /// Bits of one weight, scales not counted.
+    pub weight_bits: u32,
     /// All of them together.
     pub bytes: u64,
 }
@@ -62,6 +64,14 @@ impl Storage {
         }
     }
 
+    fn weight_bits(self) -> u32 {
+        match self {
+            Self::Bf16 => 16,
+            Self::Fp8 => 8,
+            Self::Int4 { .. } => 4,
+        }
+    }
+
     pub(crate) fn bytes(self, in_features: u64, out_features: u64) -> u64 {
         let weights = in_features * out_features;
         match self {
@@ -94,7 +104,8 @@ impl MemoryPlan {
         let mut part = |name, count: usize, in_features: usize, out_features: usize, storage: Storage| {
             let (count, in_features, out_features) = (count as u64, in_features as u64, out_features as u64);
             let bytes = count * storage.bytes(in_features, out_features);
-            parts.push(Part { name, count, in_features, out_features, bytes });
+            let weight_bits = storage.weight_bits();
+            parts.push(Part { name, count, in_features, out_features, weight_bits, bytes });
         };
         let (hidden, ffn, layers) = (dims.hidden_size, dims.ffn_hidden_size, dims.layers);
         let (heads, kv) = (dims.query_heads * dims.head_dim, dims.kv_heads * dims.head_dim);
