@@ -105,7 +105,7 @@ impl W4A8 {
 }
 
 impl W4A16 {
-    const CHECK: Check = Check("w4a16");
+    pub(crate) const CHECK: Check = Check("w4a16");
 
     /// The product with weights of `shape`.
     pub fn new(shape: Int4Shape) -> Self {
@@ -125,13 +125,28 @@ impl W4A16 {
         bias: Option<&[f32]>,
         y: &mut [f32],
     ) -> Result<()> {
-        let features = self.shape.in_features();
-        let whole = x.len().is_multiple_of(features);
-        Self::CHECK.that(whole, "x", format_args!("rows of {features} elements"), x.len())?;
-        check_weights(Self::CHECK, self.shape, weights.shape())?;
-        check_rest(Self::CHECK, self.shape, x.len() / features, bias, y)?;
+        let tokens = self.tokens(x.len())?;
+        self.check_weights(weights.shape())?;
+        check_rest(Self::CHECK, self.shape, tokens, bias, y)?;
         reference::w4a16(x, weights, bias, y);
         Ok(())
+    }
+
+    /// The shape of its weights.
+    pub fn shape(&self) -> Int4Shape {
+        self.shape
+    }
+
+    /// How many tokens so many activations are.
+    pub(crate) fn tokens(&self, activations: usize) -> Result<usize> {
+        let features = self.shape.in_features();
+        let whole = activations.is_multiple_of(features);
+        Self::CHECK.that(whole, "x", format_args!("rows of {features} elements"), activations)?;
+        Ok(activations / features)
+    }
+
+    pub(crate) fn check_weights(&self, weights: Int4Shape) -> Result<()> {
+        check_weights(Self::CHECK, self.shape, weights)
     }
 }
 

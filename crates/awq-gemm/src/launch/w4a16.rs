@@ -193,20 +193,17 @@ impl Activation for f16 {}
 
 mod sealed {
     pub trait Activation: device::gpu::MapElement {
-        fn kernel(variant: &super::Variant) -> &super::Kernel;
+        /// Whether it is f16.
+        const F16: bool;
     }
 }
 
 impl sealed::Activation for bf16 {
-    fn kernel(variant: &Variant) -> &Kernel {
-        &variant.bf16
-    }
+    const F16: bool = false;
 }
 
 impl sealed::Activation for f16 {
-    fn kernel(variant: &Variant) -> &Kernel {
-        &variant.f16
-    }
+    const F16: bool = true;
 }
 
 impl W4A16 {
@@ -295,11 +292,12 @@ impl W4A16 {
         let launch =
             Launch::grid(schedule.grid as u32).block(variant.threads()).shared(variant.shared_bytes());
         let args = Args::new(stream).tensor_map(&x_map).structure(&problem);
+        let kernel = if X::F16 { &variant.f16 } else { &variant.bf16 };
         // SAFETY: the parameters are the kernel's tensor map and `Problem`, made of slices of this call whose lengths and
         // alignment were checked above; `weights` has the bytes of its shape by construction. The workspace has room for
         // what each block leaves, as the grid has at most one block a multiprocessor, and its flags are zero between the
         // launches of its one stream.
-        unsafe { X::kernel(variant).launch(stream, launch.overlapping(), args) }
+        unsafe { kernel.launch(stream, launch.overlapping(), args) }
     }
 }
 

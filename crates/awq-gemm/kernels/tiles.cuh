@@ -1,0 +1,167 @@
+// How output tiles of packed INT4 weights are shared out over a persistent grid, and how blocks that share a tile meet.
+//
+//    block:     0        1        2       3          The first `stream_tiles` tiles are cut evenly along (tile, K unit) over
+//            |-------|-------|-------|-------|       all blocks; the rest, a multiple of the grid, go whole. A block that
+//    tiles:  [    0    ][    1    ][    2    ]       starts inside a tile leaves an f32 partial in the workspace; the block
+//                                                    that holds the tile's first unit adds the partials of those after it,
+//                                                    in their order: the sum is the same on every run.
+//
+// The packed order (blocks of 64 features, stripes of 8 blocks, units of 128 along K, windows of 8 groups) is drawn in
+// src/pack.rs.
+//
+// V, a variant: kTokens of a tile, kMultipliers warpgroups with kBlocks feature blocks each, kValues = kTokens / 2.
+#pragma once
+#include <cstdint>
+
+#include <peregrine/sync.cuh>
+
+namespace packed {
+
+using namespace peregrine;
+
+constexpr int kUnit = 128;
+constexpr int kBlockFeatures = 64;  // rows of one wgmma
+constexpr int kStripe = 8;
+constexpr int kWindow = 8;
+constexpr int kCodeBytes = kBlockFeatures * kUnit / 2;                       // of a block's unit
+constexpr int kScaleBytes = kWindow * kBlockFeatures * 2;                    // of a block's window
+constexpr int kParameterBytes = kScaleBytes + kWindow * kBlockFeatures / 2;  // and its zero points
+
+// The product as the schedule sees it.
+struct Work {
+    float* partials;              // workspace: tile features x tile tokens for each block of the grid
+    uint32_t* flags;              // workspace: kMultipliers for each block of the grid; zero before and after every launch
+    int32_t tokens, features;     // features in multiples of 64
+    int32_t units, windows;       // ceil(K / 128), ceil(groups / 8)
+    int32_t stream_tiles;         // tiles cut along K, counted from the first; the rest is a multiple of the grid
+    int32_t panel_tiles;          // token tiles that run side by side before the features advance
+};
+
+// A run of units of one tile.
+struct Segment {
+    int tile, first_unit, end_unit;
+};
+
+// Where a tile lies. Tiles are numbered in panels of `panel_tiles` token tiles; inside a panel tokens vary fastest, so that
+// blocks that run together share weights in L2, and a panel's activations stay there.
+struct Place {
+    int feature_tile, token_tile;
+};
+
+template <class V>
+__device__ __forceinline__ int feature_tiles(const Work& p) {
+    constexpr int kFeatures = kBlockFeatures * V::kTileBlocks;
+    return (p.features + kFeatures - 1) / kFeatures;
+}
+template <class V>
+__device__ __forceinline__ int token_tiles(const Work& p) {
+    return (p.tokens + V::kTokens - 1) / V::kTokens;
+}
+
+template <class V>
+__device__ __forceinline__ Place locate(const Work& p, int tile) {
+    const int panel_size = p.panel_tiles * feature_tiles<V>(p);
+    const int panel = tile / panel_size;
+    const int in_panel = tile - panel * panel_size;
+    const int width = min(p.panel_tiles, token_tiles<V>(p) - panel * p.panel_tiles);
+    const int feature_tile = in_panel / width;
+    return {feature_tile, panel * p.panel_tiles + in_panel - feature_tile * width};
+}
+
+// First unit of a block's share of the streamed tiles, counted over all of them.
+__device__ __forceinline__ int stream_begin(const Work& p, uint32_t block) {
+    return static_cast<int>(static_cast<uint64_t>(p.stream_tiles) * p.units * block / gridDim.x);
+}
+
+// The segments of this block, in order: its share of the streamed tiles, then whole tiles. Every role walks the same.
+template <class V>
+struct Schedule {
+    int position, stream_end, next_whole;
+
+    __device__ __forceinline__ explicit Schedule(const Work& p)
+        : position(warp_uniform(stream_begin(p, blockIdx.x))),
+          stream_end(warp_uniform(stream_begin(p, blockIdx.x + 1))),
+          next_whole(p.stream_tiles + blockIdx.x) {}
+
+    __device__ __forceinline__ bool next(const Work& p, Segment& s) {
+        if (position < stream_end) {
+            s.tile = warp_uniform(position / p.units);
+            s.first_unit = position - s.tile * p.units;
+            s.end_unit = min(p.units, s.first_unit + stream_end - position);
+            position += s.end_unit - s.first_unit;
+            return true;
+        }
+        s = {next_whole, 0, p.units};
+        next_whole += gridDim.x;
+        return s.tile < feature_tiles<V>(p) * token_tiles<V>(p);
+    }
+};
+
+// Where chunk `index` of `count` along K lies among chunks of the same kind, for feature block `lane` of a tile. A tile past
+// the last feature multiplies the last block again and does not store it.
+template <class V>
+__device__ __forceinline__ int chunk(const Work& p, const Place& place, int lane, int index, int count) {
+    const int blocks = p.features / kBlockFeatures;
+    const int block = min(place.feature_tile * V::kTileBlocks + lane, blocks - 1);
+    const int stripe = block / kStripe * kStripe;
+    return stripe * count + index * min(kStripe, blocks - stripe) + block - stripe;
+}
+
+// Where a thread stands in its multiplying warpgroup and in the fragment layouts of wgmma.cuh. Warpgroup 0 copies.
+struct Lane {
+    int multiplier, thread, warp, row, column;
+    __device__ __forceinline__ Lane()
+        : multiplier(warp_uniform(threadIdx.x / 128) - 1),
+          thread(threadIdx.x % 128),
+          warp(thread / 32),
+          row(thread % 32 / 4),
+          column(thread % 4) {}
+};
+
+template <class V>
+using Accumulators = float[V::kBlocks][V::kValues];
+
+template <class V>
+__device__ __forceinline__ float4* partial_slot(const Work& p, uint32_t block, const Lane& lane) {
+    constexpr int kVectors = V::kBlocks * V::kValues / 4;
+    return reinterpret_cast<float4*>(p.partials) + (block * V::kMultipliers + lane.multiplier) * kVectors * 128 + lane.thread;
+}
+
+template <class V>
+__device__ __forceinline__ void leave_partial(const Accumulators<V>& acc, const Work& p, const Lane& lane) {
+    float4* slot = partial_slot<V>(p, blockIdx.x, lane);
+    const float4* values = reinterpret_cast<const float4*>(&acc[0][0]);
+#pragma unroll
+    for (int i = 0; i < V::kBlocks * V::kValues / 4; ++i) __stcg(slot + i * 128, values[i]);
+    named_barrier_sync(1 + lane.multiplier, 128);
+    if (lane.thread == 0) flag_release(p.flags + blockIdx.x * V::kMultipliers + lane.multiplier, 1);
+}
+
+// They began with the tile, so they are done early.
+template <class V>
+__device__ __forceinline__ void add_partials(Accumulators<V>& acc, const Work& p, int tile, const Lane& lane) {
+    const int tile_end = (tile + 1) * p.units;
+    const auto has_part = [&](uint32_t block) { return block < gridDim.x && stream_begin(p, block) < tile_end; };
+    // Thread i awaits block i: many small partials cost one round trip, not one each.
+    for (uint32_t block = blockIdx.x + 1 + lane.thread; has_part(block); block += 128) {
+        uint32_t* flag = p.flags + block * V::kMultipliers + lane.multiplier;
+        while (flag_acquire(flag) == 0) __nanosleep(20);
+        *flag = 0;
+    }
+    named_barrier_sync(1 + lane.multiplier, 128);
+#pragma unroll 1
+    for (uint32_t block = blockIdx.x + 1; has_part(block); ++block) {
+        const float4* slot = partial_slot<V>(p, block, lane);
+        float4* values = reinterpret_cast<float4*>(&acc[0][0]);
+#pragma unroll
+        for (int i = 0; i < V::kBlocks * V::kValues / 4; ++i) {
+            const float4 other = __ldcg(slot + i * 128);
+            values[i].x += other.x;
+            values[i].y += other.y;
+            values[i].z += other.z;
+            values[i].w += other.w;
+        }
+    }
+}
+
+}  // namespace packed

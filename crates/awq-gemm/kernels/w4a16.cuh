@@ -1,0 +1,514 @@
+// W4A16: INT4 AWQ weights x bf16 or f16 activations on Hopper's tensor cores.
+//
+//   Y[m,n] = sum_g s[g,n] * sum_{k in g} (q[k,n] - z[g,n]) * x[m,k]  + bias[n]
+//
+// ONE OUTPUT TILE (features x tokens) is the work of one block; the weights are the 64-row register operand of wgmma, tokens
+// are its N. Tiles over blocks: tiles.cuh. Inside a block:
+//
+//                    tokens (kTokens)         warpgroup 0: warp 0 copies, by bulk loads; warps 1 and 2 turn activations
+//                 +-------------------+         others:      multiply, kBlocks feature blocks each (2 drawn)
+//   feature block |  64 x kTokens     | ─┐
+//   (64 features) +-------------------+  ├ wg 1   a ring of kStages stages, one unit of 128 along K each:
+//                 |  64 x kTokens     | ─┘             [ x: 2 x (kTokens x 64), 128-byte swizzle ][ codes of each block ]
+//                 +-------------------+           and two buffers for a window of 8 groups:
+//                 |        ...        |                [ scales and zero points of each block ]
+//
+// A multiplying warpgroup, for each block and group: nibbles -> q - z in 16 bits, in registers -> wgmma into a fresh accumulator
+// -> promoted in f32:  acc += s * part. So no weight is ever rounded.
+//
+//   Widening: the bits 0x00q0 and 0x000q of a 16-bit float are q in units of its smallest number, the subnormals and the first
+//   normals being one linear ramp. So a mask leaves two codes in a word, and one fused multiply-add makes them
+//   (q - z) * kStep, exactly: 9 instructions for 8 weights. 1 / kStep goes into the epilogue.
+//
+//   Turning: the packed order (drawn in src/pack.rs) was made for e4m3: thread t of a quad has in one word the codes
+//   k = 4t .. 4t + 3 of each 16 along K, and the mask takes every second one. wgmma of 16-bit types gives that thread
+//   2t, 2t + 1 and 8 + 2t, 9 + 2t. A product may sum K in any order, so the activations are turned instead:
+//       0 1 2 3 | 4 5 6 7 | 8 9 10 11 | 12 13 14 15   ->   0 2  4 6  8 10  12 14 | 1 3  5 7  9 11  13 15
+//   Two warps do that in shared memory, stage by stage, between the copy engine and the multipliers.
+#pragma once
+#include <peregrine/bulk_copy.cuh>
+#include <peregrine/fp8.cuh>
+#include <peregrine/mbarrier.cuh>
+#include <peregrine/shared.cuh>
+#include <peregrine/sync.cuh>
+#include <peregrine/wgmma.cuh>
+
+#include "tiles.cuh"
+
+namespace w4a16 {
+
+using namespace packed;
+
+// The same for every variant; passed by value.
+struct Problem {
+    const uint8_t* codes;       // packed
+    const uint8_t* parameters;  // packed scales and zero points
+    const float* bias;          // [features] or null
+    void* output;               // [tokens, features], bf16 or f16
+    Work work;
+    int32_t output_f16;           // 0: bf16
+    int32_t weights_stream_once;  // 1: evict the weights first from L2
+};
+
+// The two types of activations. kLow and kHigh take codes in bits 0..3 and 4..7 of both halves of a word to q * kStep.
+struct Bf16 {
+    static constexpr uint32_t kLow = 0x7f007f00u, kHigh = 0x7d007d00u;  // 2^127 and 2^123; the smallest number is 2^-133
+    static constexpr float kStep = 0x1p-6f;
+    static __device__ __forceinline__ uint32_t multiply_add(uint32_t a, uint32_t b, uint32_t c) {
+        uint32_t d;
+        asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+        return d;
+    }
+    template <int kSlice, int kValues>
+    static __device__ __forceinline__ void multiply(float (&d)[kValues], const uint32_t (&a)[4], uint64_t b, int accumulate) {
+        Wgmma<kSlice>::bf16(d, a, b, accumulate);
+    }
+};
+struct F16 {
+    static constexpr uint32_t kLow = 0x78007800u, kHigh = 0x68006800u;  // 2^15 and 2^11; the smallest number is 2^-24
+    static constexpr float kStep = 0x1p-9f;
+    static __device__ __forceinline__ uint32_t multiply_add(uint32_t a, uint32_t b, uint32_t c) {
+        uint32_t d;
+        asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+        return d;
+    }
+    template <int kSlice, int kValues>
+    static __device__ __forceinline__ void multiply(float (&d)[kValues], const uint32_t (&a)[4], uint64_t b, int accumulate) {
+        Wgmma<kSlice>::f16(d, a, b, accumulate);
+    }
+};
+
+template <class Type_, int kGroup_, int kTokens_, int kMultipliers_, int kBlocks_, int kSlice_, int kStages_, int kPiece_,
+          int kFragmentSets_>
+struct Variant {
+    using Type = Type_;
+    static constexpr int kGroup = kGroup_;              // group_size of the scales
+    static constexpr int kTokens = kTokens_;            // tokens of a tile
+    static constexpr int kMultipliers = kMultipliers_;  // multiplying warpgroups
+    static constexpr int kBlocks = kBlocks_;            // feature blocks of each
+    static constexpr int kSlice = kSlice_;              // tokens of one product chain
+    static constexpr int kStages = kStages_;
+    static constexpr int kPiece = kPiece_;                // steps of 16 along K that are widened together
+    static constexpr int kFragmentSets = kFragmentSets_;  // 2: a piece is widened while the products of another run
+    static constexpr int kThreads = 128 * (1 + kMultipliers);
+    static constexpr int kTileBlocks = kBlocks * kMultipliers;
+
+    static constexpr int kGroups = kUnit / kGroup;  // per unit
+    static constexpr int kSteps = kGroup / 16;      // wgmma steps of a group
+    static constexpr int kPieces = kSteps / kPiece;
+    static constexpr int kSlices = kTokens / kSlice;
+    static constexpr int kChainValues = kSlice / 2;  // accumulators a thread holds for a chain
+    static constexpr int kValues = kTokens / 2;      // and for a block
+
+    static constexpr int kWindowUnits = kWindow / kGroups;
+    static constexpr int kBoxBytes = kTokens * 128;  // 64 along K of the tile's tokens
+    static constexpr int kXBytes = 2 * kBoxBytes;
+    static constexpr int kStageBytes = kXBytes + kTileBlocks * kCodeBytes;
+    static constexpr int kWindowStride = kTileBlocks * kParameterBytes;
+    static constexpr int kWindowOffset = 1024;  // after the barriers
+    static constexpr int kStageOffset = kWindowOffset + (2 * kWindowStride + 1023) / 1024 * 1024;
+    static constexpr int kSharedBytes = kStageOffset + kStages * kStageBytes;
+
+    // Registers: the launch gives every thread the same; the copying warpgroup hands its share over.
+    static constexpr int kEntryRegisters = 65536 / kThreads / 8 * 8;
+    static constexpr int kCopierRegisters = kMultipliers > 2 ? 32 : 40;
+    static constexpr int kMultiplierRegisters =
+        ((kMultipliers + 1) * kEntryRegisters - kCopierRegisters) / kMultipliers / 8 * 8;
+
+    static_assert(kGroup == 64 || kGroup == 128, "scales come in groups of 64 or 128");
+    static_assert(kTokens % kSlice == 0 && kSteps % kPiece == 0);
+    static_assert(kSlices == 1 || kPiece * kFragmentSets == kSteps, "later slices need all fragments of the group");
+    static_assert(kBoxBytes % 1024 == 0, "the swizzle repeats every 1024 bytes");
+    static_assert(kTileBlocks <= kStripe && kStripe % kTileBlocks == 0, "a tile lies in one stripe");
+    static_assert(kSharedBytes <= 227 * 1024 && kStages >= 2);
+    static_assert((3 * kStages + 4) * 8 <= kWindowOffset);
+};
+
+// A ring of slots in shared memory and one walker's position in it. Each slot has a barrier for every hand-over.
+template <int kSlots, int kBytes>
+struct Ring {
+    uint32_t slot, at;  // addresses of the slot's first barrier and of its data
+    uint32_t phase = 0;
+
+    __device__ __forceinline__ Ring(uint32_t barriers, uint32_t slots) : slot(barriers), at(slots) {}
+    __device__ __forceinline__ uint32_t full() const { return slot; }                // by the copy engine
+    __device__ __forceinline__ uint32_t empty() const { return slot + 8 * kSlots; }  // by the multipliers
+    __device__ __forceinline__ uint32_t turned() const { return slot + 16 * kSlots; }
+    __device__ __forceinline__ uint32_t data() const { return at; }
+    __device__ __forceinline__ void wait_full() const { barrier_wait(full(), phase); }
+    __device__ __forceinline__ void wait_turned() const { barrier_wait(turned(), phase); }
+    __device__ __forceinline__ void wait_empty() const { barrier_wait(empty(), phase ^ 1); }
+    // `last` is the address of the last slot's first barrier.
+    __device__ __forceinline__ void advance(uint32_t last) {
+        if (slot == last) {
+            slot -= 8 * (kSlots - 1);
+            at -= kBytes * (kSlots - 1);
+            phase ^= 1;
+        } else {
+            slot += 8;
+            at += kBytes;
+        }
+    }
+};
+
+template <class V>
+struct Stages : Ring<V::kStages, V::kStageBytes> {
+    uint32_t last;
+    __device__ __forceinline__ explicit Stages(uint32_t shared)
+        : Ring<V::kStages, V::kStageBytes>(shared, shared + V::kStageOffset), last(shared + 8 * (V::kStages - 1)) {}
+    __device__ __forceinline__ void advance() { Ring<V::kStages, V::kStageBytes>::advance(last); }
+};
+template <class V>
+struct Windows : Ring<2, V::kWindowStride> {
+    uint32_t last;
+    __device__ __forceinline__ explicit Windows(uint32_t shared)
+        : Ring<2, V::kWindowStride>(shared + 24 * V::kStages, shared + V::kWindowOffset), last(this->slot + 8) {}
+    __device__ __forceinline__ void advance() { Ring<2, V::kWindowStride>::advance(last); }
+};
+
+// First unit after the window of `unit`, or the segment's end.
+template <class V>
+__device__ __forceinline__ int window_end(const Segment& s, int unit) {
+    return min(s.end_unit, unit / V::kWindowUnits * V::kWindowUnits + V::kWindowUnits);
+}
+
+// ---- Warp 0: copies ----------------------------------------------------------------------------------------------------
+
+// Lane i issues the copies of feature block i.
+template <class V>
+__device__ __forceinline__ void load_codes(const Stages<V>& stages, const Problem& p, const Place& place, int unit, int lane) {
+    if (lane == 0) barrier_expect_bytes(stages.full(), V::kStageBytes);
+    if (lane >= V::kTileBlocks) return;
+    const int64_t source = static_cast<int64_t>(chunk<V>(p.work, place, lane, unit, p.work.units)) * kCodeBytes;
+    bulk_load(stages.data() + V::kXBytes + lane * kCodeBytes, p.codes + source, kCodeBytes, stages.full(),
+              p.weights_stream_once ? CachePolicy::evict_first : CachePolicy::normal);
+}
+
+template <class V>
+__device__ __forceinline__ void load_parameters(const Windows<V>& windows, const Problem& p, const Place& place, int window,
+                                                int lane) {
+    if (lane == 0) barrier_expect_bytes(windows.full(), V::kTileBlocks * kParameterBytes);
+    if (lane >= V::kTileBlocks) return;
+    const int64_t source = static_cast<int64_t>(chunk<V>(p.work, place, lane, window, p.work.windows)) * kParameterBytes;
+    bulk_load(windows.data() + lane * kParameterBytes, p.parameters + source, kParameterBytes, windows.full(),
+              p.weights_stream_once ? CachePolicy::evict_first : CachePolicy::normal);
+}
+
+// Weights do not depend on the kernel before this one: what the empty buffers hold is on its way before that has finished.
+template <class V>
+__device__ __forceinline__ void copy(uint32_t shared, const CUtensorMap* x, const Problem& p, int lane) {
+    Segment s;
+    int early_units = 0, early_windows = 0;
+    Stages<V> stages(shared);
+    Windows<V> windows(shared);
+    for (Schedule<V> schedule(p.work); early_units < V::kStages && schedule.next(p.work, s);) {
+        const Place place = locate<V>(p.work, s.tile);
+        for (int unit = s.first_unit; unit < s.end_unit && early_units < V::kStages; ++unit, ++early_units) {
+            if (unit == s.first_unit || unit % V::kWindowUnits == 0) {
+                if (early_windows == 2) break;
+                load_parameters<V>(windows, p, place, unit / V::kWindowUnits, lane);
+                ++early_windows;
+                windows.advance();
+            }
+            load_codes<V>(stages, p, place, unit, lane);
+            stages.advance();
+        }
+        if (early_windows == 2) break;
+    }
+    grid_wait_predecessor();
+    stages = Stages<V>(shared);
+    windows = Windows<V>(shared);
+    for (Schedule<V> schedule(p.work); schedule.next(p.work, s);) {
+        const Place place = locate<V>(p.work, s.tile);
+        for (int unit = s.first_unit; unit < s.end_unit; ++unit, stages.advance()) {
+            if (unit == s.first_unit || unit % V::kWindowUnits == 0) {
+                if (--early_windows < 0) {
+                    windows.wait_empty();
+                    load_parameters<V>(windows, p, place, unit / V::kWindowUnits, lane);
+                }
+                windows.advance();
+            }
+            if (--early_units < 0) {
+                stages.wait_empty();
+                load_codes<V>(stages, p, place, unit, lane);
+            }
+            if (lane < 2) {
+                tensor_load_2d(stages.data() + lane * V::kBoxBytes, x, unit * kUnit + lane * 64, place.token_tile * V::kTokens,
+                               stages.full(), CachePolicy::evict_last);
+            }
+        }
+    }
+}
+
+// ---- Warps 1 and 2: each 16 activations change places ------------------------------------------------------------------
+
+constexpr int kTurners = 64;
+
+// Of 16 numbers those at even places (halves 0x5410 of each two words) or odd ones (0x7632).
+__device__ __forceinline__ uint4 every_second(uint4 low, uint4 high, uint32_t halves) {
+    return make_uint4(__byte_perm(low.x, low.y, halves), __byte_perm(low.z, low.w, halves), __byte_perm(high.x, high.y, halves),
+                      __byte_perm(high.z, high.w, halves));
+}
+
+template <class V>
+__device__ __forceinline__ void turn(uint32_t shared, const Problem& p, int thread) {
+    // A 16 of a row is two 16-byte chunks c and c + 1 (c even), at c ^ (row % 8) and that ^ 1. Four 16s of two rows are one
+    // pass over all banks. A thread has the same place in every pass: rows advance by kTurners / 4, a multiple of 8.
+    constexpr int kPasses = V::kXBytes / 32 / kTurners;
+    const int row = thread / 4;
+    const int at = row * 128 + ((2 * (thread % 4)) ^ (row % 8)) * 16;
+    Segment s;
+    Stages<V> stages(shared);
+    for (Schedule<V> schedule(p.work); schedule.next(p.work, s);) {
+        for (int unit = s.first_unit; unit < s.end_unit; ++unit, stages.advance()) {
+            const uint32_t first = stages.data() + at;
+            stages.wait_full();
+#pragma unroll 1
+            for (int pass = 0; pass < kPasses; pass += 2) {
+                uint4 low[2], high[2];
+#pragma unroll
+                for (int i = 0; i < 2; ++i) {
+                    const uint32_t from = first + (pass + i) * (kTurners / 4) * 128;
+                    low[i] = shared_load_128(from);
+                    high[i] = shared_load_128(from ^ 16);
+                }
+#pragma unroll
+                for (int i = 0; i < 2; ++i) {
+                    const uint32_t to = first + (pass + i) * (kTurners / 4) * 128;
+                    shared_store_128(to, every_second(low[i], high[i], 0x5410));
+                    shared_store_128(to ^ 16, every_second(low[i], high[i], 0x7632));
+                }
+            }
+            fence_async_shared();
+            __syncwarp();
+            if (thread % 32 == 0) barrier_arrive(stages.turned());
+        }
+    }
+}
+
+// ---- The multiplying warpgroups ----------------------------------------------------------------------------------------
+
+struct Codes {
+    uint32_t words[8];  // one for each 16 along K
+    __device__ __forceinline__ void load(uint32_t block, int thread) {
+        const uint4 a = shared_load_128(block + thread * 16), b = shared_load_128(block + 2048 + thread * 16);
+        words[0] = a.x, words[1] = a.y, words[2] = a.z, words[3] = a.w;
+        words[4] = b.x, words[5] = b.y, words[6] = b.z, words[7] = b.w;
+    }
+};
+
+// Scales and zero points of rows r and r + 8 in one group.
+template <class V>
+struct Group {
+    float scale[2];
+    uint32_t minus_zero[2];  // -z * kStep, twice
+    __device__ __forceinline__ void load(uint32_t parameters, int in_window, int row) {
+        const uint32_t scales = shared_load_32(parameters + in_window * 2 * kBlockFeatures + 4 * row);
+        const uint32_t zeros = shared_load_8(parameters + kScaleBytes + in_window * kBlockFeatures / 2 + row);
+        scale[0] = f32_from_f16(static_cast<uint16_t>(scales));
+        scale[1] = f32_from_f16(static_cast<uint16_t>(scales >> 16));
+        const uint32_t twice = __byte_perm(zeros, 0, 0x4040);
+        minus_zero[0] = V::Type::multiply_add(twice & 0x000f000fu, V::Type::kLow ^ 0x80008000u, 0x80008000u);
+        minus_zero[1] = V::Type::multiply_add(twice & 0x00f000f0u, V::Type::kHigh ^ 0x80008000u, 0x80008000u);
+    }
+};
+
+// One step of 16 along K as wgmma's register operand.
+template <class V>
+__device__ __forceinline__ void widen(uint32_t (&a)[4], uint32_t word, const Group<V>& group) {
+    const uint32_t odd = word >> 8;
+    a[0] = V::Type::multiply_add(word & 0x000f000fu, V::Type::kLow, group.minus_zero[0]);
+    a[1] = V::Type::multiply_add(word & 0x00f000f0u, V::Type::kHigh, group.minus_zero[1]);
+    a[2] = V::Type::multiply_add(odd & 0x000f000fu, V::Type::kLow, group.minus_zero[0]);
+    a[3] = V::Type::multiply_add(odd & 0x00f000f0u, V::Type::kHigh, group.minus_zero[1]);
+    wgmma_pin(a);
+}
+
+// acc += s * part, row by row: consecutive FMAs then share the scale's register read.
+template <int kChainValues>
+__device__ __forceinline__ void promote(float* acc, float (&part)[kChainValues], const float (&scale)[2]) {
+    wgmma_pin(part);
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+#pragma unroll
+        for (int i = 2 * row; i < kChainValues; i += 4) {
+            acc[i] = fmaf(scale[row], part[i], acc[i]);
+            acc[i + 1] = fmaf(scale[row], part[i + 1], acc[i + 1]);
+        }
+    }
+}
+
+// Accumulates units first .. end of one window, whose parameters are those of the warpgroup's blocks.
+template <class V>
+__device__ __forceinline__ void multiply(Accumulators<V>& acc, Stages<V>& stages, uint32_t parameters, int first, int end,
+                                         const Lane& lane) {
+    const uint32_t blocks = V::kXBytes + lane.multiplier * V::kBlocks * kCodeBytes;
+    const int row = 8 * lane.warp + lane.row;
+    Codes codes;
+    uint32_t a[V::kFragmentSets][V::kPiece][4];
+    float part[V::kChainValues];
+
+    // Steps first .. of a group's products over a slice, from the fragments of one set.
+    const auto issue = [&](uint32_t x, const uint32_t(&fragments)[V::kPiece][4], int group, int piece, int slice) {
+        wgmma_fence();
+#pragma unroll
+        for (int i = 0; i < V::kPiece; ++i) {
+            const int step = piece * V::kPiece + i, k = group * V::kSteps + step;
+            const uint32_t tile = x + (k / 4 * V::kBoxBytes + slice * V::kSlice * 128) / 16 + 2 * (k % 4);
+            V::Type::template multiply<V::kSlice>(part, fragments[i], wgmma_descriptor_from_low<Swizzle::bytes_128>(tile), step > 0);
+        }
+        wgmma_commit();
+    };
+    stages.wait_full();
+    codes.load(stages.data() + blocks, lane.thread);
+    for (int unit = first; unit < end; ++unit) {
+        const uint32_t data = stages.data(), release = stages.empty();
+        const uint32_t x = warp_uniform(wgmma_descriptor_low<Swizzle::bytes_128>(data));
+        const bool more = unit + 1 < end;
+        stages.wait_turned();
+        stages.advance();
+#pragma unroll
+        for (int block = 0; block < V::kBlocks; ++block) {
+#pragma unroll
+            for (int g = 0; g < V::kGroups; ++g) {
+                Group<V> group;
+                group.load(parameters + block * kParameterBytes, (unit * V::kGroups + g) % kWindow, row);
+#pragma unroll
+                for (int piece = 0; piece < V::kPieces; ++piece) {
+                    uint32_t(&fragments)[V::kPiece][4] = a[piece % V::kFragmentSets];
+                    if (piece >= V::kFragmentSets) {
+                        wgmma_wait<V::kFragmentSets - 1>();
+#pragma unroll
+                        for (int i = 0; i < V::kPiece; ++i) wgmma_pin(fragments[i]);
+                    }
+#pragma unroll
+                    for (int i = 0; i < V::kPiece; ++i) widen<V>(fragments[i], codes.words[g * V::kSteps + piece * V::kPiece + i], group);
+                    issue(x, fragments, g, piece, 0);
+                }
+                // The next codes arrive while the products run.
+                const bool last = block == V::kBlocks - 1 && g == V::kGroups - 1;
+                if (g == V::kGroups - 1 && block + 1 < V::kBlocks) codes.load(data + blocks + (block + 1) * kCodeBytes, lane.thread);
+#pragma unroll
+                for (int slice = 0; slice < V::kSlices; ++slice) {
+                    wgmma_wait<0>();
+                    // A later use of the fragments: they keep their registers until the products are done (wgmma.cuh).
+#pragma unroll
+                    for (int set = 0; set < V::kFragmentSets; ++set) {
+#pragma unroll
+                        for (int i = 0; i < V::kPiece; ++i) wgmma_pin(a[set][i]);
+                    }
+                    if (last && slice == V::kSlices - 1 && lane.thread % 32 == 0) barrier_arrive(release);
+                    promote(acc[block] + slice * V::kChainValues, part, group.scale);
+                    if (slice + 1 < V::kSlices) {
+#pragma unroll
+                        for (int piece = 0; piece < V::kPieces; ++piece) issue(x, a[piece], g, piece, slice + 1);
+                    }
+                }
+            }
+        }
+        if (more) {
+            stages.wait_full();
+            codes.load(stages.data() + blocks, lane.thread);
+        }
+    }
+}
+
+// ---- The epilogue ------------------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ uint32_t transposed_pair(float low, float high, int f16) {
+    const uint32_t fragment = f16 ? f16x2_from_f32(low, high) : bf16x2_from_f32(low, high);
+    uint32_t transposed;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(fragment));
+    return transposed;
+}
+
+// D has features as rows, Y has them innermost: 8x8 blocks are transposed in registers, then neighbouring lanes trade words so
+// that the four lanes of a token store its 16 features as one 32-byte sector.
+template <class V>
+__device__ __forceinline__ void store_tile(const Accumulators<V>& acc, const Problem& p, const Place& place, const Lane& lane) {
+    constexpr float kScale = 1 / V::Type::kStep;
+    const bool odd = lane.column % 2;
+    const int first_token = place.token_tile * V::kTokens;
+#pragma unroll
+    for (int i = 0; i < V::kBlocks; ++i) {
+        const int block = (place.feature_tile * V::kMultipliers + lane.multiplier) * V::kBlocks + i;
+        const int feature = block * kBlockFeatures + lane.warp * 16;
+        if (feature >= p.work.features) return;
+        const float bias_low = p.bias ? __ldg(p.bias + feature + lane.row) : 0.0f;
+        const float bias_high = p.bias ? __ldg(p.bias + feature + lane.row + 8) : 0.0f;
+#pragma unroll
+        for (int j = 0; j < V::kTokens / 8; ++j) {
+            if (first_token + 8 * j >= p.work.tokens) break;
+            const float* d = acc[i] + 4 * j;
+            const uint32_t low = transposed_pair(fmaf(d[0], kScale, bias_low), fmaf(d[1], kScale, bias_low), p.output_f16);
+            const uint32_t high = transposed_pair(fmaf(d[2], kScale, bias_high), fmaf(d[3], kScale, bias_high), p.output_f16);
+            const uint32_t traded = __shfl_xor_sync(0xffffffffu, odd ? low : high, 1);
+            const int token = first_token + 8 * j + lane.row;
+            if (token < p.work.tokens) {
+                uint16_t* row = static_cast<uint16_t*>(p.output) + static_cast<int64_t>(token) * p.work.features + feature;
+                const uint2 words = odd ? make_uint2(traded, high) : make_uint2(low, traded);
+                *reinterpret_cast<uint2*>(row + 8 * (lane.column % 2) + 4 * (lane.column / 2)) = words;
+            }
+        }
+    }
+}
+
+// ---- The kernel ---------------------------------------------------------------------------------------------------------
+
+template <class V>
+__device__ __forceinline__ void consume(uint32_t shared, const Problem& p) {
+    const Lane lane;
+    Schedule<V> schedule(p.work);
+    Segment s;
+    Stages<V> stages(shared);
+    Windows<V> windows(shared);
+    grid_wait_predecessor();
+    while (schedule.next(p.work, s)) {
+        Accumulators<V> acc = {};
+        for (int unit = s.first_unit; unit < s.end_unit; windows.advance()) {
+            const int end = window_end<V>(s, unit);
+            windows.wait_full();
+            multiply<V>(acc, stages, windows.data() + lane.multiplier * V::kBlocks * kParameterBytes, unit, end, lane);
+            if (lane.thread % 32 == 0) barrier_arrive(windows.empty());
+            unit = end;
+        }
+        if (s.first_unit > 0) {
+            leave_partial<V>(acc, p.work, lane);
+        } else {
+            if (s.end_unit < p.work.units) add_partials<V>(acc, p.work, s.tile, lane);
+            store_tile<V>(acc, p, locate<V>(p.work, s.tile), lane);
+        }
+    }
+}
+
+template <class V>
+__device__ __forceinline__ void run(const CUtensorMap* x, const Problem& p) {
+    extern __shared__ __align__(1024) uint8_t dynamic_shared[];
+    const uint32_t shared = warp_uniform(shared_address(dynamic_shared));
+    if (threadIdx.x == 0) {
+        prefetch_tensor_map(x);
+        for (Stages<V> stages(shared); stages.phase == 0; stages.advance()) {
+            barrier_init(stages.full(), 1);
+            barrier_init(stages.empty(), 4 * V::kMultipliers);
+            barrier_init(stages.turned(), kTurners / 32);
+        }
+        for (Windows<V> windows(shared); windows.phase == 0; windows.advance()) {
+            barrier_init(windows.full(), 1);
+            barrier_init(windows.empty(), 4 * V::kMultipliers);
+        }
+        barrier_init_fence();
+    }
+    __syncthreads();
+    grid_release_successor();
+    if (warp_uniform(threadIdx.x / 128) == 0) {
+        registers_shrink<V::kCopierRegisters>();
+        const int warp = warp_uniform(threadIdx.x / 32);
+        if (warp == 0) copy<V>(shared, x, p, threadIdx.x);
+        if (warp == 1 || warp == 2) turn<V>(shared, p, threadIdx.x - 32);
+    } else {
+        registers_grow<V::kMultiplierRegisters>();
+        consume<V>(shared, p);
+    }
+}
+
+}  // namespace w4a16
