@@ -99,7 +99,7 @@ pub trait Backend {
     fn logits(&self, input: &Self::Input, head: &Self::Linear) -> Result<Self::Logits>;
     /// Chooses a token from each row of `logits`, in the order of the step's sampled sequences.
     fn sample(&self, logits: &Self::Logits, step: &Step<'_>) -> Result<Vec<sampling::Sampled>>;
-    /// Copies the logits of the step's sampled sequences to the host.
+    /// Copies the logits of the step's sampled sequences to the host; rows of padding may follow.
     fn to_host(&self, logits: &Self::Logits) -> Result<Vec<f32>>;
 }
 

@@ -96,7 +96,11 @@ impl<B: Backend> Model<B> {
     /// Runs one step; the logits of each sampled sequence, f32 `[sampled, vocab_size]`.
     pub fn logits(&mut self, step: &Step<'_>) -> device::Result<Vec<f32>> {
         let logits = self.forward(step)?;
-        self.backend.to_host(&logits)
+        let sampled = step.sequences.iter().filter(|sequence| sequence.sample.is_some()).count();
+        let mut values = self.backend.to_host(&logits)?;
+        // A backend may have padded the step.
+        values.truncate(sampled * self.vocab_size);
+        Ok(values)
     }
 
     fn forward(&mut self, step: &Step<'_>) -> device::Result<B::Logits> {

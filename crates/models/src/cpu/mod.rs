@@ -39,6 +39,11 @@ pub struct Tensor {
 }
 
 impl Tensor {
+    /// f32 `[tokens, features]`.
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
     fn tokens(&self) -> usize {
         self.values.len() / self.features
     }

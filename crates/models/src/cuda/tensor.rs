@@ -1,6 +1,7 @@
 //! What lies on the device between ops.
 
-use device::gpu::{Pool, Pooled};
+use cudarc::driver::DeviceSlice;
+use device::gpu::{Pool, Pooled, download};
 use device::{ActivationShape, Check, E4m3, QuantizedActivation, Result};
 use half::bf16;
 
@@ -36,6 +37,12 @@ impl Tensor {
     pub(super) fn new(pool: &Pool, tokens: usize, features: usize) -> Result<Self> {
         let len = Check("activation").product("features", &[tokens, features])?;
         Ok(Self { values: pool.take(len, "activations")?, tokens, features })
+    }
+
+    /// Copies it to the host, f32 `[tokens, features]`.
+    pub fn to_host(&self) -> Result<Vec<f32>> {
+        let values: Vec<bf16> = download(self.values.stream(), &self.values)?;
+        Ok(values.into_iter().map(bf16::to_f32).collect())
     }
 }
 

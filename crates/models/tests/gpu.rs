@@ -1,0 +1,415 @@
+//! Whole models on both backends. The same weights, bit for bit: the CPU backend computes in f32, the CUDA backend keeps
+//! activations in bf16 between its kernels.
+//!
+//! What may differ, relative to the size of what differs. A value rounded to bf16 is off by up to 2^-9 and by 2^-9 / sqrt(3)
+//! in the root mean square; a decoder layer rounds about 9 tensors, each of which reaches the logits with its own size at
+//! most, so `l` layers and the embedding come to `PLAIN * sqrt(9 l + 1)`. Where a product reads e4m3, both backends
+//! quantize: a value that differs by `d` before quantization falls to another code with probability `d / step`, and is
+//! then off by a whole step. The mean square of that is `d * step`, with a step of 2^-3 and d = 2^-9 / 2 in the mean
+//! `2^-13`: 2^-6.5 in the root, for 4 inputs a layer: `QUANTIZED * sqrt(4 l)`. e4m3 pages add the same for keys and
+//! values. Both bounds are taken twice, as the sizes of a layer's parts are not equal.
+#![cfg(feature = "cuda")]
+// Helpers beside the tests.
+#![allow(clippy::unwrap_used)]
+
+use checkpoint::{Files, ModelConfig, Quantization};
+use device::gpu::Gpu;
+use models::{
+    Backend, CacheSpec, Cpu, Cuda, KvDtype, LinearWeights, Matrix, Model, NormWeights, Positions, Sample,
+    Step, StepSequence,
+};
+use serde_json::json;
+
+const PLAIN: f64 = 1.0 / (512.0 * 1.732);
+const QUANTIZED: f64 = 1.0 / 90.5;
+
+fn settings(config: serde_json::Value) -> (ModelConfig, Quantization) {
+    let text = config.to_string();
+    let text: &'static str = text.leak();
+    checkpoint::settings(&Files::memory([("config.json", text.as_bytes())])).unwrap()
+}
+
+fn cuda() -> Cuda {
+    Cuda::new(Gpu::open(0).unwrap()).unwrap()
+}
+
+fn llama(layers: usize, quantization: serde_json::Value) -> serde_json::Value {
+    json!({
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 512, "hidden_size": 512,
+        "intermediate_size": 1024, "num_hidden_layers": layers, "num_attention_heads": 8, "num_key_value_heads": 2,
+        "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "hidden_act": "silu", "rope_theta": 10000.0,
+        "quantization_config": quantization,
+    })
+}
+
+fn falcon(layers: usize, quantization: serde_json::Value) -> serde_json::Value {
+    json!({
+        "model_type": "falcon", "architectures": ["FalconForCausalLM"], "vocab_size": 512, "hidden_size": 512,
+        "num_hidden_layers": layers, "num_attention_heads": 8, "num_kv_heads": 2, "new_decoder_architecture": true,
+        "parallel_attn": true, "multi_query": true, "alibi": false, "bias": false, "layer_norm_epsilon": 1e-5,
+        "rope_theta": 10000.0, "max_position_embeddings": 512, "quantization_config": quantization,
+    })
+}
+
+fn fp8(dynamic: bool) -> serde_json::Value {
+    let strategy = if dynamic { ("channel", "token") } else { ("tensor", "tensor") };
+    json!({
+        "quant_method": "compressed-tensors", "format": "float-quantized", "quantization_status": "compressed",
+        "ignore": ["lm_head"], "config_groups": {"group_0": {
+            "targets": ["Linear"],
+            "weights": {"num_bits": 8, "type": "float", "symmetric": true, "dynamic": false, "strategy": strategy.0},
+            "input_activations":
+                {"num_bits": 8, "type": "float", "symmetric": true, "dynamic": dynamic, "strategy": strategy.1},
+        }},
+    })
+}
+
+fn awq(group_size: usize) -> serde_json::Value {
+    json!({"quant_method": "awq", "version": "gemm", "bits": 4, "group_size": group_size, "zero_point": true})
+}
+
+fn packed(symmetric: bool) -> serde_json::Value {
+    json!({
+        "quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
+        "ignore": ["lm_head"], "config_groups": {"group_0": {
+            "targets": ["Linear"],
+            "weights":
+                {"num_bits": 4, "type": "int", "symmetric": symmetric, "strategy": "group", "group_size": 128},
+        }},
+    })
+}
+
+/// Sequences of a test: prompts of ragged lengths, fed in chunks, then decoded together with the CPU's tokens.
+struct Run<B: Backend> {
+    model: Model<B>,
+    /// Logits of each step, `[sequences, vocab_size]`.
+    steps: Vec<Vec<f32>>,
+}
+
+const PROMPTS: [usize; 5] = [1, 63, 64, 65, 130];
+/// New tokens of a prompt in one step.
+const CHUNK: usize = 48;
+
+/// Feeds every prompt in chunks, then `texts[i]` one by one; the logits of the last prompt token and of each fed token.
+fn run<B: Backend>(model: Model<B>, texts: &[Vec<u32>], generated: usize) -> Run<B> {
+    let mut run = Run { model, steps: Vec::new() };
+    let params = sampling::Params::default();
+    let pages: Vec<Vec<u32>> = (0..texts.len() as u32).map(|i| (0..4).map(|p| p * 8 + i).collect()).collect();
+    let mut done = vec![0; texts.len()];
+    let longest = PROMPTS.iter().max().unwrap();
+    for _ in 0..longest.div_ceil(CHUNK) {
+        // A prompt that is through waits for the others: only the last chunk's logits count.
+        let mut sequences = Vec::new();
+        for (index, text) in texts.iter().enumerate() {
+            let prompt = PROMPTS[index];
+            let end = prompt.min(done[index] + CHUNK);
+            if done[index] == end {
+                continue;
+            }
+            sequences.push(StepSequence {
+                tokens: &text[done[index]..end],
+                context_len: end,
+                prompt_len: prompt,
+                pages: &pages[index],
+                sample: None,
+            });
+            done[index] = end;
+        }
+        run.model.logits(&Step { sequences }).unwrap();
+    }
+    for step in 0..generated {
+        let sequences = texts.iter().enumerate().map(|(index, text)| {
+            let end = PROMPTS[index] + step + 1;
+            StepSequence {
+                tokens: &text[end - 1..end],
+                context_len: end,
+                prompt_len: PROMPTS[index],
+                pages: &pages[index],
+                sample: Some(Sample { params: &params, history: &text[..end], prompt_len: PROMPTS[index] }),
+            }
+        });
+        let sequences = sequences.collect();
+        run.steps.push(run.model.logits(&Step { sequences }).unwrap());
+    }
+    run
+}
+
+fn texts(vocab_size: u64, generated: usize) -> Vec<Vec<u32>> {
+    let mut rng = op_test::Rng::new(7);
+    PROMPTS
+        .iter()
+        .map(|prompt| (0..prompt + generated).map(|_| (rng.bits() % vocab_size) as u32).collect())
+        .collect()
+}
+
+fn rms(values: impl IntoIterator<Item = f64>) -> f64 {
+    let (mut sum, mut count) = (0.0, 0);
+    for x in values {
+        sum += x * x;
+        count += 1;
+    }
+    (sum / f64::from(count.max(1))).sqrt()
+}
+
+fn largest(row: &[f32]) -> usize {
+    (0..row.len()).fold(0, |best, token| if row[token] > row[best] { token } else { best })
+}
+
+/// Holds the logits of both backends against `bound`, relative in the root mean square, and their greedy choices against
+/// each other: they may differ where the two best lie closer than 6 times the bound.
+#[track_caller]
+fn agree(name: &str, cpu: &[Vec<f32>], cuda: &[Vec<f32>], vocab_size: usize, bound: f64) {
+    assert_eq!(cpu.len(), cuda.len());
+    let (mut worst, mut differ) = (0.0f64, 0);
+    for (step, (cpu, cuda)) in cpu.iter().zip(cuda).enumerate() {
+        assert_eq!(cpu.len(), cuda.len(), "{name}: step {step}");
+        for (cpu, cuda) in cpu.chunks_exact(vocab_size).zip(cuda.chunks_exact(vocab_size)) {
+            let size = rms(cpu.iter().map(|&x| f64::from(x)));
+            let error = rms(cpu.iter().zip(cuda).map(|(&a, &b)| f64::from(a) - f64::from(b)));
+            worst = worst.max(error / size);
+            assert!(error <= bound * size, "{name}: step {step}: error {error} of {size}, bound {bound}");
+            let (a, b) = (largest(cpu), largest(cuda));
+            if a != b {
+                differ += 1;
+                let gap = f64::from(cpu[a]) - f64::from(cpu[b]);
+                assert!(
+                    gap <= 6.0 * bound * size,
+                    "{name}: step {step}: {a} against {b}, gap {gap} of {size}"
+                );
+            }
+        }
+    }
+    println!("{name}: worst {worst:.5} of {bound:.5}; {differ} greedy choices differ");
+}
+
+#[track_caller]
+fn both_backends_agree(
+    name: &str,
+    config: serde_json::Value,
+    kv: (KvDtype, KvDtype),
+    bound: f64,
+    generated: usize,
+) {
+    let (config, quantization) = settings(config);
+    let vocab_size = config.common().vocab_size;
+    let texts = texts(vocab_size as u64, generated);
+    let cpu = Model::synthetic(&config, &quantization, Cpu::default(), 40, kv.0, 3, &mut |_| ()).unwrap();
+    let gpu = Model::synthetic(&config, &quantization, cuda(), 40, kv.1, 3, &mut |_| ()).unwrap();
+    let (cpu, gpu) = (run(cpu, &texts, generated), run(gpu, &texts, generated));
+    agree(name, &cpu.steps, &gpu.steps, vocab_size, bound);
+}
+
+const EXACT: (KvDtype, KvDtype) = (KvDtype::F32, KvDtype::Bf16);
+const FP8: (KvDtype, KvDtype) = (KvDtype::Fp8, KvDtype::Fp8);
+
+fn plain_bound(layers: usize) -> f64 {
+    2.0 * PLAIN * (9.0 * layers as f64 + 1.0).sqrt()
+}
+
+fn quantized_bound(layers: usize, inputs: f64) -> f64 {
+    2.0 * (plain_bound(layers).powi(2) / 4.0 + (QUANTIZED * QUANTIZED) * inputs * layers as f64).sqrt()
+}
+
+#[test]
+#[ignore = "needs an H200"]
+fn bf16_models_choose_the_same_tokens_for_64_steps() {
+    let none = serde_json::Value::Null;
+    both_backends_agree("llama bf16", llama(4, none.clone()), EXACT, plain_bound(4), 64);
+    both_backends_agree("falcon bf16", falcon(4, none.clone()), EXACT, plain_bound(4), 64);
+    let mut sequential = falcon(4, none.clone());
+    sequential["new_decoder_architecture"] = json!(false);
+    sequential["parallel_attn"] = json!(false);
+    sequential["multi_query"] = json!(false);
+    sequential["alibi"] = json!(true);
+    sequential["bias"] = json!(true);
+    both_backends_agree("falcon-rw bf16, ALiBi, biases", sequential, EXACT, plain_bound(4), 64);
+    let mut scaled = llama(2, none.clone());
+    scaled["rope_scaling"] = json!({"rope_type": "dynamic", "factor": 4.0});
+    scaled["max_position_embeddings"] = json!(100);
+    both_backends_agree("llama bf16, dynamic RoPE", scaled, EXACT, plain_bound(2), 64);
+    let mut wide = llama(2, none.clone());
+    wide["head_dim"] = json!(128);
+    wide["tie_word_embeddings"] = json!(true);
+    wide["attention_bias"] = json!(true);
+    wide["mlp_bias"] = json!(true);
+    both_backends_agree("llama bf16, head_dim 128, tied, biases", wide, EXACT, plain_bound(2), 64);
+}
+
+#[test]
+#[ignore = "needs an H200"]
+fn quantized_models_stay_within_their_bound_at_every_depth() {
+    for layers in [1, 2, 4] {
+        let bound = quantized_bound(layers, 4.0);
+        let at = |name: &str| format!("{name}, {layers} layers");
+        both_backends_agree(&at("llama FP8 dynamic"), llama(layers, fp8(true)), EXACT, bound, 16);
+        both_backends_agree(&at("llama FP8 static"), llama(layers, fp8(false)), EXACT, bound, 16);
+        both_backends_agree(&at("llama AWQ 128"), llama(layers, awq(128)), EXACT, bound, 16);
+        both_backends_agree(&at("llama AWQ 64"), llama(layers, awq(64)), EXACT, bound, 16);
+        both_backends_agree(&at("falcon AWQ 128"), falcon(layers, awq(128)), EXACT, bound, 16);
+        both_backends_agree(&at("llama packed"), llama(layers, packed(true)), EXACT, bound, 16);
+        both_backends_agree(
+            &at("llama packed with zero points"),
+            llama(layers, packed(false)),
+            EXACT,
+            bound,
+            16,
+        );
+        let with_pages = quantized_bound(layers, 6.0);
+        both_backends_agree(&at("falcon AWQ 128, FP8 pages"), falcon(layers, awq(128)), FP8, with_pages, 16);
+        both_backends_agree(&at("llama FP8, FP8 pages"), llama(layers, fp8(true)), FP8, with_pages, 16);
+    }
+}
+
+/// Every form that a layer reads its input in, behind a norm and behind an activation.
+#[test]
+#[ignore = "needs an H200"]
+fn every_form_of_input_is_the_same_on_both_backends() {
+    let (features, hidden, tokens) = (512, 256, 37);
+    let mut rng = op_test::Rng::new(11);
+    let bf16s =
+        |values: Vec<f32>| values.into_iter().map(|x| half::bf16::from_f32(x).to_f32()).collect::<Vec<_>>();
+    let table = bf16s(rng.tensor(100 * hidden, 1.0));
+    let norm = NormWeights {
+        kind: layers::NormKind::Rms,
+        weight: rng.tensor(hidden, 0.2).iter().map(|x| 1.0 + x).collect(),
+        bias: None,
+        epsilon: 1e-5,
+    };
+    let multiplier: Vec<f32> = rng.tensor(hidden, 0.4).iter().map(|x| 1.0 + x).collect();
+    let dense = |rng: &mut op_test::Rng| Matrix::Dense(bf16s(rng.tensor(features * hidden, 0.06)));
+    let int4 = |group_size, rng: &mut op_test::Rng, input_scale| {
+        let shape = awq_gemm::Int4Shape::new(hidden, features, group_size).unwrap();
+        let codes = (0..hidden * features).map(|_| (rng.bits() % 16) as u8).collect();
+        let groups = features * shape.groups();
+        let zeros = (0..groups).map(|_| (rng.bits() % 16) as u8).collect();
+        let scales =
+            (0..groups).map(|_| half::f16::from_f32(0.01 + 0.01 * rng.signed().abs()).to_f32()).collect();
+        let weights = awq_gemm::Int4Weights::new(shape, codes, zeros, scales).unwrap();
+        Matrix::Int4 { weights, input_scale }
+    };
+    let fp8 = |rng: &mut op_test::Rng, input_scale| {
+        let codes = rng.tensor(features * hidden, 100.0).into_iter().map(device::E4m3::from_f32).collect();
+        Matrix::Fp8 { codes, row_scales: vec![0.001; features], input_scale }
+    };
+    let matrices = [
+        ("dense", dense(&mut rng)),
+        ("int4, 128", int4(128, &mut rng, None)),
+        ("int4, 64, static", int4(64, &mut rng, Some(0.02))),
+        ("fp8", fp8(&mut rng, None)),
+        ("fp8, static", fp8(&mut rng, Some(0.02))),
+    ];
+    let (cpu, gpu) = (Cpu::default(), cuda());
+    let tokens: Vec<u32> = (0..tokens).map(|_| (rng.bits() % 100) as u32).collect();
+    for (name, matrix) in matrices {
+        for (multiplied, biased) in [(false, false), (true, true)] {
+            let weights = LinearWeights {
+                in_features: hidden,
+                out_features: features,
+                matrix: matrix.clone(),
+                bias: biased.then(|| bf16s(rng.tensor(features, 1.0))),
+                input_multiplier: multiplied.then(|| multiplier.clone()),
+            };
+            let on_cpu = forms(&cpu, &weights, &norm, &table, &tokens, |x| x.values().to_vec());
+            let on_gpu = forms(&gpu, &weights, &norm, &table, &tokens, |x| x.to_host().unwrap());
+            for (which, (a, b)) in ["norm", "activation"].iter().zip(on_cpu.iter().zip(&on_gpu)) {
+                let size = rms(a.iter().map(|&x| f64::from(x)));
+                let error = rms(a.iter().zip(b).map(|(&a, &b)| f64::from(a) - f64::from(b))) / size;
+                // Input and output rounded to bf16; e4m3 inputs that were rounded to bf16 before.
+                let bound = if matches!(matrix, Matrix::Dense(_)) { 2.0 * PLAIN } else { QUANTIZED };
+                println!("{name}, {which}, multiplier {multiplied}: {error:.5} of {bound:.5}");
+                assert!(error <= bound, "{name}, {which}, multiplier {multiplied}: {error} of {bound}");
+            }
+        }
+    }
+}
+
+/// `linear(norm(x))`, and `linear(gelu(x))`, with x the embedding of `tokens`.
+fn forms<B: Backend>(
+    backend: &B,
+    weights: &LinearWeights,
+    norm: &NormWeights,
+    table: &[f32],
+    tokens: &[u32],
+    to_host: impl Fn(&B::Tensor) -> Vec<f32>,
+) -> [Vec<f32>; 2] {
+    let spec = CacheSpec {
+        layers: 1,
+        shape: gqa_attention::AttentionShape { query_heads: 1, kv_heads: 1, head_dim: 64 },
+        positions: Positions::Alibi(vec![0.5]),
+        pages: 1,
+        dtype: KvDtype::Bf16,
+        key_scales: vec![1.0],
+        value_scales: vec![1.0],
+    };
+    let linear = backend.load_linear(weights.clone()).unwrap();
+    let norm = backend.load_norm(norm.clone()).unwrap();
+    let table = backend.load_embedding(table.to_vec(), weights.in_features).unwrap();
+    let cache = backend.new_cache(&spec).unwrap();
+    let sequence = StepSequence {
+        tokens,
+        context_len: tokens.len(),
+        prompt_len: tokens.len(),
+        pages: &[0],
+        sample: None,
+    };
+    let batch = backend.begin(&Step { sequences: vec![sequence] }, &cache).unwrap();
+    let mut x = backend.embed(&table, &batch).unwrap();
+    let normed = backend.add_norm(&mut x, &[], &norm, &linear).unwrap();
+    let activated = backend.activate(&x, layers::Activation::Gelu, &linear).unwrap();
+    [normed, activated].map(|input| to_host(&backend.linear(&input, &linear).unwrap()))
+}
+
+#[test]
+#[ignore = "needs an H200"]
+fn what_does_not_fit_is_refused_in_one_line() {
+    let (config, quantization) = settings(llama(2, serde_json::Value::Null));
+    let refused = |pages, kv| {
+        let model = Model::synthetic(&config, &quantization, cuda(), pages, kv, 0, &mut |_| ());
+        model.err().unwrap().to_string()
+    };
+    assert_eq!(refused(0, KvDtype::Fp8), "kv_cache: pages: expected at least 1, got 0");
+    assert_eq!(refused(4, KvDtype::F32), "kv_cache: dtype: expected bf16 or fp8 on a GPU, got f32");
+    // 64 tokens of 2 layers, 2 heads of 64, keys and values: 64 KiB in bf16; 2^26 pages are 2 TiB a layer.
+    let message = refused(1 << 26, KvDtype::Bf16);
+    assert!(message.contains("KV pages of layer 1 of 2") && !message.contains('\n'), "{message}");
+}
+
+/// A step that fails leaves the model usable, and batches of every size give what they give alone.
+#[test]
+#[ignore = "needs an H200"]
+fn batches_grow_and_shrink_between_replays() {
+    let (config, quantization) = settings(llama(2, awq(128)));
+    let mut model =
+        Model::synthetic(&config, &quantization, cuda(), 64, KvDtype::Fp8, 5, &mut |_| ()).unwrap();
+    let params = sampling::Params::default();
+    let pages: Vec<[u32; 1]> = (0..40).map(|page| [page]).collect();
+    let mut tokens = vec![vec![1u32]; 40];
+    let mut wanted: Vec<Vec<f32>> = Vec::new();
+    for count in [40usize, 40, 40, 7, 7, 7, 13, 40, 1, 1, 1, 9, 40] {
+        let sequences = (0..count).map(|index| StepSequence {
+            tokens: &tokens[index],
+            context_len: 1,
+            prompt_len: 1,
+            pages: &pages[index],
+            sample: Some(Sample { params: &params, history: &tokens[index], prompt_len: 1 }),
+        });
+        let step = Step { sequences: sequences.collect() };
+        let logits = model.logits(&step).unwrap();
+        let vocab_size = model.vocab_size();
+        assert_eq!(logits.len(), count * vocab_size);
+        // Every sequence is the same one-token text in a page of its own.
+        let rows: Vec<Vec<f32>> = logits.chunks_exact(vocab_size).map(<[f32]>::to_vec).collect();
+        assert!(rows.iter().all(|row| row == &rows[0]), "{count}");
+        let sampled = model.step(&step).unwrap();
+        assert!(sampled.iter().all(|token| token.token as usize == largest(&rows[0])), "{count}");
+        wanted.push(rows[0].clone());
+    }
+    for row in &wanted {
+        let size = rms(row.iter().map(|&x| f64::from(x)));
+        let error = rms(row.iter().zip(&wanted[0]).map(|(&a, &b)| f64::from(a) - f64::from(b)));
+        assert!(error <= quantized_bound(2, 6.0) * size);
+    }
+    tokens[0] = vec![9999];
+    let bad = StepSequence { tokens: &tokens[0], context_len: 1, prompt_len: 1, pages: &[99], sample: None };
+    assert!(model.step(&Step { sequences: vec![bad] }).is_err());
+}
