@@ -52,7 +52,21 @@ impl Checkpoint {
     ///
     /// Errors name the tensor that is missing, of another dtype or shape, or has a scale that is no scale.
     pub fn linear(&self, prefix: &str, in_features: usize, out_features: usize) -> Result<LinearTensors> {
-        LinearTensors::read(&self.tensors, prefix, self.linear_format(prefix), in_features, out_features)
+        let format = self.linear_format(prefix);
+        LinearTensors::read(&self.tensors, prefix, format, in_features, out_features, true)
+    }
+
+    /// The same without the largest tensor, which is only checked for dtype and shape and is left empty: whoever streams it
+    /// to a device reads it by [`Tensors::read_into`]. It is `weight` of plain and FP8 layers, whose numbers are then the
+    /// reader's to check, `qweight` of AutoAWQ, `weight_packed` of pack-quantized; ModelOpt's W4A8 is read whole.
+    pub fn linear_to_stream(
+        &self,
+        prefix: &str,
+        in_features: usize,
+        out_features: usize,
+    ) -> Result<LinearTensors> {
+        let format = self.linear_format(prefix);
+        LinearTensors::read(&self.tensors, prefix, format, in_features, out_features, false)
     }
 
     /// The static KV scales of an attention module (`model.layers.0.self_attn`), where the checkpoint has them:

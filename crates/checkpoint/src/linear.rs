@@ -103,19 +103,18 @@ pub enum Fp8Scale {
 }
 
 impl LinearTensors {
-    /// Reads the layer `prefix`, stored as `format`.
+    /// Reads the layer `prefix`, stored as `format`; the largest tensor only if `codes`.
     pub(crate) fn read(
         tensors: &Tensors,
         prefix: &str,
         format: LinearFormat,
         in_features: usize,
         out_features: usize,
+        codes: bool,
     ) -> Result<Self> {
-        let layer = Layer { tensors, prefix, in_features, out_features };
+        let layer = Layer { tensors, prefix, in_features, out_features, codes };
         let weight = match format {
-            LinearFormat::Plain => LinearWeight::Plain {
-                weight: tensors.f32s(&layer.name("weight"), &[out_features, in_features])?,
-            },
+            LinearFormat::Plain => LinearWeight::Plain { weight: layer.plain()? },
             LinearFormat::AutoAwq { group } => layer.auto_awq(group)?,
             LinearFormat::PackQuantized { group, symmetric } => layer.pack_quantized(group, symmetric)?,
             LinearFormat::W4a8Awq { group_size } => layer.w4a8_awq(group_size)?,
@@ -133,6 +132,8 @@ struct Layer<'a> {
     prefix: &'a str,
     in_features: usize,
     out_features: usize,
+    /// Whether the largest tensor is read, or only checked.
+    codes: bool,
 }
 
 impl Layer<'_> {
@@ -164,6 +165,25 @@ impl Layer<'_> {
         Ok(scale)
     }
 
+    fn plain(&self) -> Result<Vec<f32>> {
+        let (name, shape) = (self.name("weight"), [self.out_features, self.in_features]);
+        if self.codes {
+            return self.tensors.f32s(&name, &shape);
+        }
+        self.tensors.expect_floats(&name, &shape)?;
+        Ok(Vec::new())
+    }
+
+    /// The words of codes of `shape`.
+    fn words(&self, suffix: &str, shape: &[usize]) -> Result<Vec<i32>> {
+        let name = self.name(suffix);
+        if self.codes {
+            return self.tensors.i32s(&name, shape);
+        }
+        self.tensors.expect(&name, shape, "I32", Dtype::I32)?;
+        Ok(Vec::new())
+    }
+
     fn auto_awq(&self, group: Group) -> Result<LinearWeight> {
         let (k, n, group_size) = (self.in_features, self.out_features, group.size(self.in_features));
         self.multiple("AutoAWQ", "out_features", n, PACK)?;
@@ -172,7 +192,7 @@ impl Layer<'_> {
         let scales = self.tensors.f16s(&scales_name, &[k / group_size, n])?;
         check_scales(&scales_name, scales.iter().map(|scale| scale.to_f32()))?;
         Ok(LinearWeight::AutoAwq {
-            qweight: self.tensors.i32s(&self.name("qweight"), &[k, n / PACK])?,
+            qweight: self.words("qweight", &[k, n / PACK])?,
             qzeros: self.tensors.i32s(&self.name("qzeros"), &[k / group_size, n / PACK])?,
             scales,
             group_size,
@@ -197,7 +217,7 @@ impl Layer<'_> {
             }
         }
         Ok(LinearWeight::PackQuantized {
-            packed: self.tensors.i32s(&self.name("weight_packed"), &[n, k / PACK])?,
+            packed: self.words("weight_packed", &[n, k / PACK])?,
             scales: self.scales("weight_scale", &[n, k / group_size])?,
             zero_points: if symmetric { None } else { Some(self.zero_points(k / group_size)?) },
             group_size,
@@ -244,7 +264,14 @@ impl Layer<'_> {
 
     fn fp8(&self, per_row: bool, static_input: bool) -> Result<LinearWeight> {
         let name = self.name("weight");
-        let codes = self.tensors.e4m3s(&name, &[self.out_features, self.in_features])?;
+        let shape = [self.out_features, self.in_features];
+        let codes = match self.codes {
+            true => self.tensors.e4m3s(&name, &shape)?,
+            false => {
+                self.tensors.expect(&name, &shape, "F8_E4M3", Dtype::F8E4m3)?;
+                Vec::new()
+            }
+        };
         if let Some(index) = codes.iter().position(|code| code.is_nan()) {
             return Err(TensorError::Nan { tensor: name, index }.into());
         }

@@ -6,7 +6,7 @@
 use cudarc::driver::{CudaSlice, CudaStream};
 use device::gpu::{Event, Gpu, Graph, download, upload, zeros};
 use device::{ActivationShape, E4m3, Element, QuantizedActivation};
-use fp8::{DenseProduct, Fp8Product, Quantize, ScaleChoice};
+use fp8::{DenseProduct, Fp8Product, Quantize, ScaleChoice, SyntheticWeights};
 use half::bf16;
 use op_test::{DeviceGuarded, Rng, assert_close_f64, gamma};
 use std::sync::Arc;
@@ -461,4 +461,32 @@ fn a_graph_of_quantizations_gives_the_same_and_is_timed() {
         println!("quantize {tokens} x {features}: {time:?}, {:.0} GB/s", bytes / time.as_secs_f64() / 1e9);
         assert_eq!(download(stream, &output.codes).unwrap(), codes);
     }
+}
+
+/// Bit for bit, whole vectors and a tail of any length.
+#[test]
+#[ignore = "needs an H200"]
+fn random_weights_are_those_of_the_host() {
+    let gpu = Gpu::open(0).unwrap();
+    let stream = gpu.stream();
+    for (in_features, out_features) in
+        [(1, 1), (1, 7), (8, 1), (9, 1), (63, 65), (64, 2048), (129, 1031), (8192, 300)]
+    {
+        let synthetic = SyntheticWeights::new(in_features, out_features, 0x0123_4567_89ab_cdef).unwrap();
+        let len = in_features * out_features;
+        let mut want = vec![bf16::ZERO; len];
+        synthetic.reference_bf16(&mut want).unwrap();
+        let mut got = DeviceGuarded::<bf16>::new(stream, len);
+        synthetic.launch_bf16(stream, &mut got.view()).unwrap();
+        assert_eq!(got.checked(stream), want, "{synthetic:?}");
+        let mut want = vec![E4m3::default(); len];
+        synthetic.reference_e4m3(&mut want).unwrap();
+        let mut got = DeviceGuarded::<E4m3>::new(stream, len);
+        synthetic.launch_e4m3(stream, &mut got.view()).unwrap();
+        assert_eq!(got.checked(stream), want, "{synthetic:?}");
+    }
+    let synthetic = SyntheticWeights::new(4, 2, 1).unwrap();
+    let mut short = zeros::<bf16>(stream, 7, "weights").unwrap();
+    let error = synthetic.launch_bf16(stream, &mut short).unwrap_err();
+    assert_eq!(error.to_string(), "synthetic_weights: weights: expected 8 elements, got 7");
 }

@@ -138,11 +138,18 @@ impl Tensors {
 
     /// A tensor of `shape` from F32, F16 or BF16, widened exactly.
     pub fn f32s(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        self.expect_shape(name, shape)?;
-        match self.get(name)?.dtype {
-            Dtype::F32 => self.pods(name, shape, "F32", Dtype::F32),
+        match self.expect_floats(name, shape)? {
             Dtype::F16 => self.widened(name, f16::to_f32),
             Dtype::Bf16 => self.widened(name, bf16::to_f32),
+            _ => self.pods(name, shape, "F32", Dtype::F32),
+        }
+    }
+
+    /// A tensor of `shape` from F32, F16 or BF16: which of them.
+    pub fn expect_floats(&self, name: &str, shape: &[usize]) -> Result<Dtype> {
+        self.expect_shape(name, shape)?;
+        match self.get(name)?.dtype {
+            dtype @ (Dtype::F32 | Dtype::F16 | Dtype::Bf16) => Ok(dtype),
             got => {
                 Err(TensorError::Dtype { tensor: name.to_owned(), expected: "F32, F16 or BF16", got }.into())
             }
@@ -198,6 +205,21 @@ impl Tensors {
         Ok(())
     }
 
+    /// A tensor of `shape` and of the dtype that is called `expected`.
+    pub(crate) fn expect(
+        &self,
+        name: &str,
+        shape: &[usize],
+        expected: &'static str,
+        dtype: Dtype,
+    ) -> Result<()> {
+        let got = self.get(name)?.dtype;
+        if got != dtype {
+            return Err(TensorError::Dtype { tensor: name.to_owned(), expected, got }.into());
+        }
+        self.expect_shape(name, shape)
+    }
+
     /// Elements as they lie in the file.
     fn pods<T: Pod>(
         &self,
@@ -206,11 +228,7 @@ impl Tensors {
         expected: &'static str,
         dtype: Dtype,
     ) -> Result<Vec<T>> {
-        let got = self.get(name)?.dtype;
-        if got != dtype {
-            return Err(TensorError::Dtype { tensor: name.to_owned(), expected, got }.into());
-        }
-        self.expect_shape(name, shape)?;
+        self.expect(name, shape, expected, dtype)?;
         let (source, at) = self.find(name)?;
         let mut elements = vec![T::zeroed(); at.info.bytes as usize / size_of::<T>()];
         source.read_at(at.start, bytemuck::cast_slice_mut(&mut elements))?;
