@@ -3,6 +3,10 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "gpu/pack.rs"]
+mod pack;
+#[path = "gpu/w4a16.rs"]
+mod w4a16;
 
 use awq_gemm::{DeviceInt4Weights, Int4Shape, Int4Weights, PackedWeights, W4A8, W4A8Workspace};
 use cudarc::driver::{CudaSlice, CudaStream, DeviceRepr};
