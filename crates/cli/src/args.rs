@@ -17,6 +17,9 @@ pub enum Command {
     Generate(Box<Generate>),
     /// Say what a model needs: bytes by part, KV bytes a token, how many sequences fit
     Plan(Plan),
+    /// Measure a model: tokens a second, latency, or what each op of a step takes
+    #[command(subcommand)]
+    Bench(Bench),
     /// Say what this binary and this machine can do, with hints
     Doctor(Doctor),
 }
@@ -55,7 +58,7 @@ pub struct ModelArgs {
     #[arg(short, long, value_name = "MODEL_DIR", default_value = "tiny-llama")]
     pub model: String,
 
-    /// Where to run: auto takes the best there is (models run on the CPU in this version)
+    /// Where to run: auto takes the GPU where there is one
     #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
     pub backend: BackendChoice,
 
@@ -186,6 +189,113 @@ pub enum Preset {
     Falcon180b,
     #[value(name = "llama-2-70b")]
     Llama2_70b,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Bench {
+    /// Output tokens a second of a full batch: every sequence starts at once, prompts and outputs have fixed lengths
+    Throughput(BenchThroughput),
+    /// Time to the first token and time of each further one
+    Latency(BenchLatency),
+    /// What each op takes in one decode step, beside the least that the card would need for it
+    Ops(BenchOps),
+}
+
+#[derive(Debug, Args)]
+pub struct BenchThroughput {
+    #[command(flatten)]
+    pub model: BenchModel,
+
+    #[command(flatten)]
+    pub lengths: BenchLengths,
+
+    /// Sequences
+    #[arg(long, default_value_t = 1)]
+    pub batch: usize,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchLatency {
+    #[command(flatten)]
+    pub model: BenchModel,
+
+    #[command(flatten)]
+    pub lengths: BenchLengths,
+
+    /// Sequences
+    #[arg(long, default_value_t = 1)]
+    pub batch: usize,
+
+    /// How often it is all done again: percentiles are over all runs
+    #[arg(long, default_value_t = 3)]
+    pub runs: usize,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchOps {
+    #[command(flatten)]
+    pub model: BenchModel,
+
+    /// Sequences
+    #[arg(long, default_value_t = 1)]
+    pub batch: usize,
+
+    /// Tokens of every sequence in the KV cache
+    #[arg(long, value_name = "TOKENS", default_value_t = 256)]
+    pub context: usize,
+
+    /// Steps to take the mean of
+    #[arg(long, default_value_t = 10)]
+    pub steps: usize,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchLengths {
+    /// Tokens of each prompt (input sequence length)
+    #[arg(long, value_name = "TOKENS", default_value_t = 128)]
+    pub isl: usize,
+
+    /// Tokens generated for each prompt (output sequence length); the end-of-text token is ignored
+    #[arg(long, value_name = "TOKENS", default_value_t = 128)]
+    pub osl: usize,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchModel {
+    #[command(flatten)]
+    pub what: PlanSource,
+
+    /// Random weights in place of the checkpoint's: only its config.json is read. A preset always has them
+    #[arg(long)]
+    pub synthetic: bool,
+
+    /// Where to run: auto takes the GPU where there is one
+    #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
+    pub backend: BackendChoice,
+
+    /// How the KV cache is stored: auto takes fp8 for a preset, else what the checkpoint asks for
+    #[arg(long, value_enum, default_value_t = KvChoice::Auto)]
+    pub kv: KvChoice,
+
+    /// Tokens of KV cache; by default what the sequences need
+    #[arg(long, value_name = "TOKENS")]
+    pub kv_tokens: Option<usize>,
+
+    /// Run the model with this context in place of its own: texts beyond a model's own mean little, but cost the same
+    #[arg(long, value_name = "TOKENS")]
+    pub max_context: Option<usize>,
+
+    /// Most new tokens in one step of the prefill
+    #[arg(long, value_name = "TOKENS", default_value_t = 8192)]
+    pub max_batch_tokens: usize,
+
+    /// Of the prompts' tokens and of synthetic weights
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -31,12 +31,17 @@ const MODELS: [(&str, Embedded); 2] =
 
 /// Opens a checkpoint's folder or an embedded model.
 pub fn open(model: &str) -> Result<Checkpoint> {
+    Ok(Checkpoint::from_files(files(model)?)?)
+}
+
+/// The files of a checkpoint's folder or of an embedded model.
+pub fn files(model: &str) -> Result<Files> {
     if let Some((_, files)) = MODELS.iter().find(|(name, _)| *name == model) {
-        return Ok(Checkpoint::from_files(Files::memory(files.iter().copied()))?);
+        return Ok(Files::memory(files.iter().copied()));
     }
     if !Path::new(model).is_dir() {
         let embedded = MODELS.map(|(name, _)| name).join(", ");
         return Err(Error::NoModel { model: model.to_owned(), embedded });
     }
-    Ok(Checkpoint::open(model)?)
+    Ok(Files::folder(model)?)
 }

@@ -15,10 +15,6 @@ pub enum Error {
     Device(#[from] device::Error),
     #[error(transparent)]
     Engine(#[from] engine::ConfigError),
-    #[error(
-        "--backend cuda: this version runs single ops on the GPU, not yet whole models; use --backend cpu"
-    )]
-    NoCudaBackend,
     #[error("a step failed: {0}")]
     Step(engine::StepError),
     #[error(transparent)]
@@ -31,6 +27,12 @@ pub enum Error {
     NoModel { model: String, embedded: String },
     #[error("--{option}: expected {expected}, got {got}")]
     Option { option: &'static str, expected: String, got: String },
+    #[error(
+        "{what} of {tokens} tokens, beyond the model's context of {max_context}; take fewer, or give --max-context {tokens}"
+    )]
+    BeyondContext { what: String, tokens: usize, max_context: usize },
+    #[error("a batch of {batch} sequences of {tokens} tokens needs {needed}; {given}: {remedy}")]
+    KvCache { batch: usize, tokens: usize, needed: String, given: String, remedy: &'static str },
     #[error("writing to standard output: {0}")]
     Output(std::io::Error),
 }

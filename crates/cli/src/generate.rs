@@ -3,6 +3,7 @@
 use crate::args::{self, BackendChoice, KvChoice, SamplingArgs};
 use crate::embedded;
 use crate::error::{Error, Result};
+use crate::machine::Machine;
 use crate::output::{Finished, Output};
 use crate::progress::progress_bar;
 use crate::prompts::{self, Prompt};
@@ -29,23 +30,25 @@ pub fn run(args: &args::Generate) -> Result<()> {
     let requests: Vec<Request> =
         prompts.iter().map(|prompt| request(prompt, args, &params, &checkpoint)).collect();
     let pages = pages(args, &requests);
-    match args.model.backend {
-        // What is missing on this machine comes first: it has a remedy.
-        BackendChoice::Cuda => {
-            Err(device::gpu::probe().gpus.err().map_or(Error::NoCudaBackend, Error::Device))
+    let kv = |exact| kv_dtype(args.model.kv, checkpoint.quantization.kv_cache, exact);
+    match Machine::open(args.model.backend, BackendChoice::Auto)? {
+        Machine::Cpu => {
+            let model = load(&checkpoint, Cpu::default(), pages, kv(KvDtype::F32))?;
+            serve(model, &checkpoint, tokenizer.as_ref(), args, prompts, requests)
         }
-        BackendChoice::Cpu | BackendChoice::Auto => {
-            let kv = kv_dtype(args.model.kv, checkpoint.quantization.kv_cache);
-            let model = load(&checkpoint, Cpu::default(), pages, kv)?;
+        #[cfg(feature = "cuda")]
+        Machine::Gpu(gpu) => {
+            let model = load(&checkpoint, models::Cuda::new(gpu)?, pages, kv(KvDtype::Bf16))?;
             serve(model, &checkpoint, tokenizer.as_ref(), args, prompts, requests)
         }
     }
 }
 
-/// What was asked for, else what the checkpoint's producer wants, else exact pages.
-fn kv_dtype(choice: KvChoice, checkpoint: KvCacheScheme) -> KvDtype {
+/// What was asked for, else what the checkpoint's producer wants, else pages as `exact` as the backend has them.
+fn kv_dtype(choice: KvChoice, checkpoint: KvCacheScheme, exact: KvDtype) -> KvDtype {
     match (choice, checkpoint) {
-        (KvChoice::F32, _) | (KvChoice::Auto, KvCacheScheme::None) => KvDtype::F32,
+        (KvChoice::Auto, KvCacheScheme::None) => exact,
+        (KvChoice::F32, _) => KvDtype::F32,
         (KvChoice::Bf16, _) => KvDtype::Bf16,
         (KvChoice::Fp8, _) | (KvChoice::Auto, KvCacheScheme::Fp8) => KvDtype::Fp8,
     }
