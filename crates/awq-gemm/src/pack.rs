@@ -63,9 +63,7 @@ impl PackedWeights {
     pub fn pack(weights: &Int4Weights) -> Result<Self> {
         let shape = weights.shape();
         let layout = Layout::new(shape)?;
-        if let Some(scale) = weights.scales().iter().find(|&&scale| f16::from_f32(scale).to_f32() != scale) {
-            return Err(CHECK.error("scales", "numbers that f16 holds exactly", scale));
-        }
+        let scales = f16_scales(weights.scales())?;
         let mut bytes = vec![0; Self::bytes_of(shape)?];
         let (codes, parameters) = bytes.split_at_mut(layout.code_bytes());
         codes.par_chunks_mut(CODE_BYTES).enumerate().for_each(|(at, chunk)| {
@@ -84,8 +82,7 @@ impl PackedWeights {
             for (n, g) in (0..BLOCK).flat_map(|n| (0..WINDOW).map(move |g| (n, g))) {
                 if window * WINDOW + g < shape.groups() {
                     let group = (block * BLOCK + n) * shape.groups() + window * WINDOW + g;
-                    let scale = f16::from_f32(weights.scales()[group]).to_le_bytes();
-                    chunk[scale_at(n, g)..][..2].copy_from_slice(&scale);
+                    chunk[scale_at(n, g)..][..2].copy_from_slice(&scales[group].to_le_bytes());
                     let (byte, shift) = zero_at(n, g);
                     chunk[byte] |= weights.zeros()[group] << shift;
                 }
@@ -142,6 +139,16 @@ impl PackedWeights {
         }
         Int4Weights::new(shape, codes, zeros, scales)
     }
+}
+
+/// Scales as packed weights have them; an error where f16 cannot hold one exactly.
+pub fn f16_scales(scales: &[f32]) -> Result<Vec<f16>> {
+    let exact = |&scale: &f32| {
+        let narrow = f16::from_f32(scale);
+        CHECK.that(narrow.to_f32() == scale, "scales", "numbers that f16 holds exactly", scale)?;
+        Ok(narrow)
+    };
+    scales.iter().map(exact).collect()
 }
 
 /// How many chunks there are, and in which order.

@@ -135,13 +135,8 @@ impl LinearWeights {
 
     /// Folds `divisors`, f32 `[in_features]` of the tensor `name`, into the input's multiplier.
     pub fn divide_input(&mut self, name: &str, divisors: &[f32]) -> Result<()> {
-        let ones = || vec![1.0; divisors.len()];
-        let multiplier = self.input_multiplier.get_or_insert_with(ones);
-        for (factor, divisor) in multiplier.iter_mut().zip(divisors) {
-            *factor /= divisor;
-        }
-        let finite = multiplier.iter().all(|factor| factor.is_finite());
-        if finite { Ok(()) } else { Err(Error::NotFinite { name: format!("1 / {name}") }) }
+        self.input_multiplier = Some(divided(self.input_multiplier.take(), name, divisors)?);
+        Ok(())
     }
 
     /// The weight in f32 `[out_features, in_features]`.
@@ -167,13 +162,6 @@ impl LinearWeights {
 
 impl Matrix {
     fn fuse(parts: Vec<Self>) -> Result<Self> {
-        let static_scale = |scales: Vec<Option<f32>>| {
-            // A part without a static scale is quantized by what comes: then all are.
-            scales
-                .into_iter()
-                .collect::<Option<Vec<f32>>>()
-                .and_then(|scales| scales.into_iter().reduce(f32::max))
-        };
         let group_sizes: Option<Vec<usize>> = parts
             .iter()
             .map(|part| match part {
@@ -220,6 +208,23 @@ impl Matrix {
             }
         }
     }
+}
+
+/// The static input scale of fused parts: the largest, which clips nothing. A part without one is quantized by what comes:
+/// then all are.
+pub(crate) fn static_scale(scales: Vec<Option<f32>>) -> Option<f32> {
+    let scales = scales.into_iter().collect::<Option<Vec<f32>>>()?;
+    scales.into_iter().reduce(f32::max)
+}
+
+/// The multiplier of an input, 1 where there is none, over `divisors`, f32 `[in_features]` of the tensor `name`.
+pub(crate) fn divided(multiplier: Option<Vec<f32>>, name: &str, divisors: &[f32]) -> Result<Vec<f32>> {
+    let mut multiplier = multiplier.unwrap_or_else(|| vec![1.0; divisors.len()]);
+    for (factor, divisor) in multiplier.iter_mut().zip(divisors) {
+        *factor /= divisor;
+    }
+    let finite = multiplier.iter().all(|factor| factor.is_finite());
+    if finite { Ok(multiplier) } else { Err(Error::NotFinite { name: format!("1 / {name}") }) }
 }
 
 fn take_rows<T: Copy>(matrix: &[T], columns: usize, rows: &[usize]) -> Vec<T> {

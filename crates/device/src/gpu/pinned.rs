@@ -96,6 +96,28 @@ impl<T: Pod + DeviceRepr> Pinned<T> {
     }
 }
 
+impl Pinned<u8> {
+    /// Copies the first `len` bytes over the bytes of `device` from byte `at` on, in stream order, without waiting.
+    pub fn upload_bytes<T: Pod>(
+        &mut self,
+        stream: &CudaStream,
+        len: usize,
+        device: &mut impl DevicePtrMut<T>,
+        at: usize,
+    ) -> Result<()> {
+        self.check(len)?;
+        let room = (device.len() * size_of::<T>()).saturating_sub(at);
+        Check("pinned").that(len <= room, "len", format_args!("at most {room} bytes"), len)?;
+        let (address, _guard) = device.device_ptr_mut(stream);
+        // SAFETY: both sides have `len` bytes from there on, and any bytes are elements of `device`. The event as in
+        // `upload`.
+        unsafe { sys::cuMemcpyHtoDAsync_v2(address + at as u64, self.pointer.cast(), len, stream.cu_stream()) }
+            .result()
+            .named("cuMemcpyHtoDAsync")?;
+        self.copied.record(stream)
+    }
+}
+
 impl<T> Drop for Pinned<T> {
     fn drop(&mut self) {
         // A copy that is still under way must not find the memory gone. Errors have nowhere to go here: the context

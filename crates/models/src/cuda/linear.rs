@@ -40,6 +40,16 @@ enum Product {
     },
 }
 
+/// A weight matrix on the device.
+pub(super) enum DeviceMatrix {
+    /// bf16 `[out_features, in_features]`.
+    Dense(Arc<CudaSlice<bf16>>),
+    /// 4 bits a weight.
+    Int4 { weights: DeviceInt4Weights, input_scale: Option<f32> },
+    /// e4m3 `[out_features, in_features]`, f32 `[out_features]`.
+    Fp8 { codes: CudaSlice<E4m3>, row_scales: Vec<f32>, input_scale: Option<f32> },
+}
+
 /// The form that a layer reads its input in.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Form {
@@ -66,24 +76,47 @@ impl Linear {
     pub(super) fn new(cuda: &Cuda, weights: LinearWeights) -> Result<Self> {
         let stream = cuda.stream();
         let LinearWeights { in_features, out_features, matrix, bias, input_multiplier } = weights;
+        let matrix = match matrix {
+            Matrix::Dense(weight) => {
+                DeviceMatrix::Dense(Arc::new(upload(stream, &to_bf16(&weight), "bf16 weights")?))
+            }
+            Matrix::Int4 { weights, input_scale } => {
+                let packed = PackedWeights::pack(&weights.for_kernels()?)?;
+                DeviceMatrix::Int4 { weights: DeviceInt4Weights::upload(stream, &packed)?, input_scale }
+            }
+            Matrix::Fp8 { codes, row_scales, input_scale } => {
+                let codes = upload(stream, &codes, "FP8 weights")?;
+                DeviceMatrix::Fp8 { codes, row_scales, input_scale }
+            }
+        };
+        Self::on_device(cuda, in_features, out_features, matrix, bias, input_multiplier)
+    }
+
+    /// A layer whose weights are on the device already.
+    pub(super) fn on_device(
+        cuda: &Cuda,
+        in_features: usize,
+        out_features: usize,
+        matrix: DeviceMatrix,
+        bias: Option<Vec<f32>>,
+        input_multiplier: Option<Vec<f32>>,
+    ) -> Result<Self> {
+        let stream = cuda.stream();
         let wide_bias = |bias: Option<Vec<f32>>| bias.map(|bias| upload(stream, &bias, "a bias")).transpose();
         let narrow_bias =
             |bias: Option<Vec<f32>>| bias.map(|bias| upload(stream, &to_bf16(&bias), "a bias")).transpose();
         let (product, form) = match matrix {
-            Matrix::Dense(weight) => {
+            DeviceMatrix::Dense(weight) => {
                 let plan = DenseProduct::new(in_features, out_features)?;
-                let weight = Arc::new(upload(stream, &to_bf16(&weight), "bf16 weights")?);
                 (Product::Dense { plan, weight, bias: narrow_bias(bias)? }, Form::Plain)
             }
-            Matrix::Int4 { weights, input_scale } => {
+            DeviceMatrix::Int4 { weights, input_scale } => {
                 let plan = W4A8::new(weights.shape());
                 let form = Form::quantized(in_features, weights.shape().group_size(), input_scale)?;
-                let weights = DeviceInt4Weights::upload(stream, &PackedWeights::pack(&weights)?)?;
                 (Product::W4A8 { plan, weights, bias: wide_bias(bias)? }, form)
             }
-            Matrix::Fp8 { codes, row_scales, input_scale } => {
+            DeviceMatrix::Fp8 { codes, row_scales, input_scale } => {
                 let plan = Fp8Product::new(in_features, out_features)?;
-                let codes = upload(stream, &codes, "FP8 weights")?;
                 let row_scales = upload(stream, &row_scales, "scales of FP8 weights")?;
                 let form = Form::quantized(in_features, 0, input_scale)?;
                 (Product::Fp8 { plan, codes, row_scales, bias: narrow_bias(bias)? }, form)

@@ -4,6 +4,9 @@ mod batch;
 mod cache;
 mod graphs;
 mod linear;
+mod load;
+mod rows;
+mod stage;
 mod tensor;
 
 pub use batch::Batch;
@@ -12,7 +15,9 @@ pub use linear::Linear;
 pub use tensor::{Input, Logits, Tensor};
 
 use crate::backend::{Backend, CacheSpec, NormWeights};
+use crate::load::{EmbeddingSource, LinearSource};
 use crate::step::{Sample, Step};
+use crate::synthetic::SyntheticLinear;
 use crate::weights::LinearWeights;
 use awq_gemm::W4A8Workspace;
 use batch::{Indices, lay_out};
@@ -24,6 +29,7 @@ use half::bf16;
 use layers::Activation;
 use linear::{Form, to_bf16};
 use sampling::Sampled;
+use stage::Stage;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tensor::quantized;
 
@@ -36,6 +42,8 @@ pub struct Cuda {
     graphs: Mutex<Graphs>,
     /// Where sampled tokens land.
     sampled: Mutex<Pinned<u32>>,
+    /// What weights are streamed through while a model is loaded.
+    stage: Mutex<Option<Stage>>,
 }
 
 /// A norm with its weights.
@@ -64,6 +72,7 @@ impl Cuda {
             indices: Mutex::new(Indices::new(&pool, FIRST_INDICES)?),
             graphs: Mutex::default(),
             sampled: Mutex::new(Pinned::zeros(gpu.context(), FIRST_INDICES)?),
+            stage: Mutex::default(),
             gpu,
             pool,
         })
@@ -80,6 +89,13 @@ impl Cuda {
 
     fn pool(&self) -> &Pool {
         &self.pool
+    }
+}
+
+impl Embedding {
+    /// Of a table `[rows, features]` that is on the device already.
+    fn on_device(table: CudaSlice<bf16>, rows: usize, features: usize) -> Result<Self> {
+        Ok(Self { plan: layers::Embedding::new(rows, features)?, rows: Arc::new(table), features })
     }
 }
 
@@ -107,9 +123,24 @@ impl Backend for Cuda {
 
     fn load_embedding(&self, rows: Vec<f32>, features: usize) -> Result<Embedding> {
         Check("embedding").multiple("rows", rows.len(), features)?;
-        let plan = layers::Embedding::new(rows.len() / features, features)?;
-        let rows = Arc::new(upload(self.stream(), &to_bf16(&rows), "the embedding")?);
-        Ok(Embedding { plan, rows, features })
+        let table = upload(self.stream(), &to_bf16(&rows), "the embedding")?;
+        Embedding::on_device(table, rows.len() / features, features)
+    }
+
+    fn read_linear(&self, source: &LinearSource<'_>) -> crate::Result<Linear> {
+        Linear::read(self, source)
+    }
+
+    fn read_embedding(&self, source: &EmbeddingSource<'_>) -> crate::Result<Embedding> {
+        Embedding::read(self, source)
+    }
+
+    fn synthetic_linear(&self, synthetic: &SyntheticLinear) -> Result<Linear> {
+        Linear::synthetic(self, synthetic)
+    }
+
+    fn synthetic_embedding(&self, rows: usize, features: usize, seed: u64) -> Result<Embedding> {
+        Embedding::synthetic(self, rows, features, seed)
     }
 
     fn tied_head(&self, embedding: &Embedding) -> Result<Linear> {
@@ -117,6 +148,8 @@ impl Backend for Cuda {
     }
 
     fn new_cache(&self, spec: &CacheSpec) -> Result<Cache> {
+        // A model makes its cache when all weights are there.
+        lock(&self.stage).take();
         Cache::new(self, spec)
     }
 
