@@ -1,9 +1,10 @@
 //! Memory, launches, tensor maps, graphs and events on a GPU.
 #![cfg(feature = "cuda")]
 
+use cudarc::driver::{DevicePtr, DeviceSlice};
 use device::gpu::{
-    Args, Cubin, Event, Gpu, Graph, Kernel, Launch, Pinned, Swizzle, TensorMap, Tile, check_aligned,
-    download, multiprocessors, upload, zeros,
+    Args, Cubin, Event, Gpu, Graph, Kernel, Launch, Pinned, Pool, Pooled, Swizzle, TensorMap, Tile,
+    check_aligned, download, multiprocessors, upload, zeros,
 };
 use device::{Check, Error};
 use std::time::Duration;
@@ -191,10 +192,7 @@ fn a_graph_replays_and_a_failed_capture_leaves_the_stream_usable() {
     // y += x + 1, through the optional input.
     let mut step = || {
         let previous = y.slice(..);
-        let address = {
-            use cudarc::driver::DevicePtr;
-            previous.device_ptr(stream).0
-        };
+        let address = previous.device_ptr(stream).0;
         let args = Args::new(stream).input(&x).output(&mut y).value(64u32).value(1.0f32).value(address);
         // SAFETY: the parameters of `scale`; y is read and written by the same thread.
         unsafe { SCALE.launch(stream, Launch::grid(1).block(64), args.structure(&shift)) }
@@ -230,4 +228,43 @@ fn events_order_and_time() {
     let time = start.elapsed(&end).unwrap();
     assert!(time > Duration::from_micros(500), "{time:?}");
     drop(large);
+}
+
+#[test]
+#[ignore = "needs an H200"]
+fn pooled_buffers_come_back_and_none_is_allocated_in_a_capture() {
+    let gpu = Gpu::open(0).unwrap();
+    let stream = gpu.stream();
+    let pool = Pool::new(stream);
+    let address = |buffer: &Pooled<f32>| buffer.device_ptr(stream).0;
+    let large = pool.take::<f32>(100_000, "large").unwrap();
+    let small = pool.take::<f32>(1000, "small").unwrap();
+    let (large_at, small_at) = (address(&large), address(&small));
+    assert_eq!((large.len(), small.len(), pool.free_bytes()), (100_000, 1000, 0));
+    drop((large, small));
+    assert!(pool.free_bytes() >= 404_000);
+    // The smallest that holds it, then the next larger one, then a new one.
+    let again: Vec<_> = (0..3).map(|_| pool.take::<f32>(900, "again").unwrap()).collect();
+    assert_eq!((address(&again[0]), address(&again[1])), (small_at, large_at));
+    assert!(![small_at, large_at].contains(&address(&again[2])));
+    drop(again);
+
+    let mut buffer = pool.take::<f32>(1000, "buffer").unwrap();
+    stream.memcpy_htod(&[1.0; 7], &mut buffer.prefix_mut(7).unwrap()).unwrap();
+    assert_eq!(download(stream, &buffer.slice(6..8).unwrap()).unwrap()[0], 1.0);
+    assert!(buffer.slice(999..1001).is_none() && buffer.prefix_mut(1001).is_none());
+    drop(buffer);
+
+    // SAFETY: nothing is captured that uses memory.
+    let captured = unsafe {
+        Graph::capture(stream, || {
+            drop(pool.take::<f32>(1000, "known")?);
+            pool.take::<f32>(1 << 20, "unknown").map(drop)
+        })
+    };
+    let message = captured.unwrap_err().to_string();
+    assert!(message.contains("no free buffer of 4194304 bytes for unknown"), "{message}");
+    assert!(pool.take::<f32>(1 << 20, "unknown").is_ok());
+    let error = pool.take::<f32>(1 << 45, "the sky").unwrap_err().to_string();
+    assert!(error.contains("the sky"), "{error}");
 }
