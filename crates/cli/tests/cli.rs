@@ -6,38 +6,10 @@
     reason = "a failed expectation fails the test"
 )]
 
+mod common;
+
+use common::{json_lines, refused, stdout};
 use std::path::Path;
-use std::process::{Command, Output};
-
-fn peregrine(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_peregrine")).args(args).output().unwrap()
-}
-
-#[track_caller]
-fn stdout(args: &[&str]) -> String {
-    let output = peregrine(args);
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-#[track_caller]
-fn json_lines(args: &[&str]) -> Vec<serde_json::Value> {
-    stdout(args).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
-/// One line that names the thing and the remedy, exit code 2, no backtrace.
-#[track_caller]
-fn refused(args: &[&str], parts: &[&str]) {
-    let output = peregrine(args);
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
-    assert!(output.stdout.is_empty(), "{args:?}");
-    assert_eq!(stderr.lines().count(), 1, "{stderr}");
-    assert!(stderr.starts_with("error: "), "{stderr}");
-    for part in parts {
-        assert!(stderr.contains(part), "{args:?}: expected {part:?} in {stderr:?}");
-    }
-}
 
 /// A copy of the embedded Llama's folder, to be damaged.
 fn tiny_llama() -> tempfile::TempDir {
