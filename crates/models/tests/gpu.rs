@@ -20,6 +20,9 @@ use models::{
 };
 use serde_json::json;
 
+#[path = "gpu/loading.rs"]
+mod loading;
+
 const PLAIN: f64 = 1.0 / (256.0 * 1.732);
 const QUANTIZED: f64 = 1.0 / 64.0;
 

@@ -4,8 +4,9 @@ use super::tensor::{Input, Logits, Tensor, quantized};
 use super::{Cuda, lock};
 use crate::weights::{LinearWeights, Matrix};
 use awq_gemm::{DeviceInt4Weights, PackedWeights, W4A8};
-use cudarc::driver::CudaSlice;
-use device::gpu::upload;
+use bytemuck::Pod;
+use cudarc::driver::{CudaSlice, DeviceRepr};
+use device::gpu::{download, upload};
 use device::{Check, E4m3, Result};
 use fp8::{DenseProduct, Fp8Product, Quantize};
 use half::bf16;
@@ -124,6 +125,25 @@ impl Linear {
         };
         let input_multiplier = wide_bias(input_multiplier)?;
         Ok(Self { product, form, in_features, out_features, input_multiplier })
+    }
+
+    /// Copies everything that the layer keeps on the device to the host: weights in the kernel's order, their scales, the
+    /// bias, the multiplier, byte for byte.
+    pub fn to_host(&self) -> Result<Vec<u8>> {
+        fn bytes<T: DeviceRepr + Pod>(slice: Option<&CudaSlice<T>>) -> Result<Vec<u8>> {
+            let Some(slice) = slice else { return Ok(Vec::new()) };
+            let host = download(slice.stream(), slice)?;
+            Ok(bytemuck::cast_slice(&host).to_vec())
+        }
+        let mut all = match &self.product {
+            Product::Dense { weight, bias, .. } => vec![bytes(Some(weight.as_ref()))?, bytes(bias.as_ref())?],
+            Product::W4A8 { weights, bias, .. } => vec![bytes(Some(weights.bytes()))?, bytes(bias.as_ref())?],
+            Product::Fp8 { codes, row_scales, bias, .. } => {
+                vec![bytes(Some(codes))?, bytes(Some(row_scales))?, bytes(bias.as_ref())?]
+            }
+        };
+        all.push(bytes(self.input_multiplier.as_ref())?);
+        Ok(all.concat())
     }
 
     /// A plain layer without bias whose weight is shared.

@@ -97,6 +97,11 @@ impl Embedding {
     fn on_device(table: CudaSlice<bf16>, rows: usize, features: usize) -> Result<Self> {
         Ok(Self { plan: layers::Embedding::new(rows, features)?, rows: Arc::new(table), features })
     }
+
+    /// Copies the table to the host, bf16 `[vocab_size, features]`.
+    pub fn to_host(&self) -> Result<Vec<bf16>> {
+        download(self.rows.stream(), self.rows.as_ref())
+    }
 }
 
 impl Backend for Cuda {
