@@ -2,95 +2,15 @@
 
 use crate::Attention;
 use crate::attention::CHECK;
+use crate::kernels::{AttentionKernel, DECODE_VARIANTS, DecodeVariant, PrefillVariant};
 use bytemuck::{Pod, Zeroable};
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
 use device::gpu::{
-    Args, Cubin, Kernel, Launch, check_aligned, check_aligned_mut, check_len, multiprocessors, upload, zeros,
+    Args, Launch, check_aligned, check_aligned_mut, check_len, multiprocessors, upload, zeros,
 };
 use device::{BatchView, Element, KvPages, Result};
 use half::bf16;
 use std::sync::Arc;
-
-static CUBIN: Cubin =
-    Cubin::new("decode_sm90", include_bytes!(concat!(env!("OUT_DIR"), "/decode_sm90.cubin")));
-
-/// One instantiation of decode.cuh.
-struct Variant {
-    kernel: Kernel,
-    element: &'static str,
-    head_dim: usize,
-    /// Query tokens times heads of a group that one pass over keys and values takes.
-    columns: usize,
-    /// Warpgroups of a block, each with a loading warp.
-    workers: usize,
-    shared_bytes: u32,
-}
-
-impl Variant {
-    fn threads(&self) -> u32 {
-        self.workers as u32 * 160
-    }
-
-    /// Floats of the workspace that each block writes its partial results to.
-    fn partial_floats(&self) -> usize {
-        (2 + self.workers) * self.columns * (self.head_dim + 4)
-    }
-}
-
-/// In step with `DECODE_VARIANTS` of decode_sm90.cu, where the compiler holds the sizes of shared memory against the code.
-macro_rules! variants {
-    ($($element:literal $head_dim:literal $columns:literal $workers:literal $shared_bytes:literal)*) => {
-        [$(Variant {
-            kernel: Kernel::new(&CUBIN, concat!("decode_", $element, "_d", $head_dim, "_n", $columns)),
-            element: $element,
-            head_dim: $head_dim,
-            columns: $columns,
-            workers: $workers,
-            shared_bytes: $shared_bytes,
-        }),*]
-    };
-}
-
-static VARIANTS: [Variant; 24] = variants![
-    "e4m3" 64 8 4 221056
-    "e4m3" 64 16 4 226176
-    "e4m3" 64 32 4 218752
-    "e4m3" 64 64 2 217728
-    "e4m3" 64 72 2 208000
-    "e4m3" 128 8 3 228608
-    "e4m3" 128 16 3 209280
-    "e4m3" 128 32 2 228224
-    "e4m3" 128 64 2 215552
-    "e4m3" 256 8 3 189184
-    "e4m3" 256 16 3 229504
-    "e4m3" 256 32 2 206464
-    "bf16" 64 8 3 219392
-    "bf16" 64 16 3 215552
-    "bf16" 64 32 2 220032
-    "bf16" 64 64 2 225664
-    "bf16" 64 72 2 216960
-    "bf16" 128 8 2 219904
-    "bf16" 128 16 3 209152
-    "bf16" 128 32 2 211712
-    "bf16" 128 64 2 223616
-    "bf16" 256 8 2 225408
-    "bf16" 256 16 1 225024
-    "bf16" 256 32 1 220032
-];
-
-/// The variant for `columns`: the narrowest that takes them in one pass, or else the widest but 72, which serves groups of 65
-/// to 72 heads only.
-fn choose(element: &str, head_dim: usize, columns: usize) -> Option<&'static Variant> {
-    let mut fitting = VARIANTS.iter().filter(|v| v.element == element && v.head_dim == head_dim);
-    let mut widest = None;
-    let found = fitting.find(|variant| {
-        if variant.columns.is_power_of_two() {
-            widest = Some(*variant);
-        }
-        variant.columns >= columns
-    });
-    found.or(widest)
-}
 
 /// `DecodeArgs` of decode_plan.cuh.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
@@ -134,8 +54,8 @@ impl Attention {
     /// Room for launches of this plan on `stream`: 6 to 25 MB on an H200.
     pub fn workspace(&self, stream: &Arc<CudaStream>) -> Result<AttentionWorkspace> {
         let blocks = multiprocessors(stream)? as usize;
-        let variants = VARIANTS.iter().filter(|variant| variant.head_dim == self.shape().head_dim);
-        let floats = variants.map(Variant::partial_floats).max().unwrap_or(0);
+        let variants = DECODE_VARIANTS.iter().filter(|variant| variant.head_dim == self.shape().head_dim);
+        let floats = variants.map(DecodeVariant::partial_floats).max().unwrap_or(0);
         let alibi_slopes = match self.alibi_slopes() {
             Some(slopes) => {
                 // As the bias rounds them (`device::alibi_bias`).
@@ -157,9 +77,8 @@ impl Attention {
     ///
     /// Reads `queries`, bf16 `[tokens, query_heads, head_dim]`; writes `output`, bf16 of the same shape, and, where wanted,
     /// `log_sum_exp`, f32 `[tokens, query_heads]`. Queries, output and pool start at multiples of 16 bytes. `max_queries`
-    /// is the largest number of new tokens that a sequence of the batch is expected to have: it chooses the kernel, and more than
-    /// that are served too, with a pass over the keys and values for every 64 (32 for a `head_dim` of 256) of tokens
-    /// times group.
+    /// is the largest number of new tokens that a sequence of the batch is expected to have: it chooses the kernel
+    /// ([`Attention::kernel`]), and more than that are served too.
     ///
     /// `tokens` is given by the length of `queries` and may be more than the batch has; rows behind the last sequence's are
     /// left alone. Batch lengths are read as the kernel runs, so a captured graph follows them from replay to replay.
@@ -182,7 +101,7 @@ impl Attention {
         let shape = self.shape();
         CHECK.that(matches!(T::NAME, "bf16" | "e4m3"), "pool", "elements of bf16 or e4m3", T::NAME)?;
         let columns = max_queries.saturating_mul(shape.group());
-        let variant = choose(T::NAME, shape.head_dim, columns)
+        let decode = DecodeVariant::choose(T::NAME, shape.head_dim, columns)
             .ok_or_else(|| CHECK.error("head_dim", "64, 128 or 256", shape.head_dim))?;
         CHECK.that(self.scale() > 0.0, "scale", "a number above 0", self.scale())?;
         self.check_layout(pages.layout)?;
@@ -205,7 +124,7 @@ impl Attention {
         check_aligned_mut(CHECK, "output", output, 16, stream)?;
         let own = workspace.stream.cu_stream() == stream.cu_stream();
         CHECK.that(own, "workspace", "one made for this stream", "another stream's")?;
-        let room = workspace.partials.len() >= workspace.blocks * variant.partial_floats()
+        let room = workspace.partials.len() >= workspace.blocks * decode.partial_floats()
             && workspace.alibi_slopes.is_some() == self.alibi_slopes().is_some();
         CHECK.that(room, "workspace", "one made for this plan", "another plan's")?;
         if sequences == 0 || queries.len() == 0 {
@@ -252,36 +171,27 @@ impl Attention {
             softmax_scale: self.scale(),
             padding: 0,
         };
-        let grid = number("workspace", workspace.blocks)?;
-        let launch = Launch::grid(grid).block(variant.threads()).shared(variant.shared_bytes).overlapping();
+        let prefill = match self.kernel(sequences, max_queries, workspace.blocks) {
+            AttentionKernel::Prefill => PrefillVariant::choose(T::NAME, shape.head_dim),
+            AttentionKernel::Decode => None,
+        };
+        let (kernel, launch) = match prefill {
+            Some(prefill) => {
+                // Numbers for all tiles of the batch, see first_slot in prefill_tile.cuh.
+                let rows = number("queries", queries.len() / shape.head_dim / shape.kv_heads)?;
+                let tiles = number("queries", rows as usize / prefill.rows() + sequences)?;
+                let launch = Launch::grid([tiles, args.kv_heads]).block(prefill.threads());
+                (&prefill.kernel, launch.shared(prefill.shared_bytes))
+            }
+            None => {
+                let launch = Launch::grid(number("workspace", workspace.blocks)?).block(decode.threads());
+                (&decode.kernel, launch.shared(decode.shared_bytes))
+            }
+        };
         // SAFETY: the parameter is the kernel's `DecodeArgs`, its addresses are those of slices of this call, whose lengths
         // and alignment were checked above; the workspace has room for a block's partial results on every
         // multiprocessor, and its counters are zero between the launches of its one stream. That the batch leads to
         // no other row and no other page is the caller's contract.
-        unsafe { variant.kernel.launch(stream, launch, Args::new(stream).structure(&args)) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{VARIANTS, choose};
-
-    #[test]
-    fn the_narrowest_variant_that_fits_is_chosen() {
-        let columns = |head_dim, wanted| choose("e4m3", head_dim, wanted).map(|variant| variant.columns);
-        for (wanted, got) in
-            [(1, 8), (8, 8), (9, 16), (29, 32), (33, 64), (64, 64), (71, 72), (72, 72), (73, 64)]
-        {
-            assert_eq!(columns(64, wanted), Some(got));
-        }
-        for (wanted, got) in [(8, 8), (64, 64), (65, 64), (1000, 64)] {
-            assert_eq!(columns(128, wanted), Some(got));
-        }
-        for (wanted, got) in [(16, 16), (32, 32), (33, 32)] {
-            assert_eq!(columns(256, wanted), Some(got));
-        }
-        assert_eq!(columns(96, 1), None);
-        assert!(choose("f32", 64, 1).is_none());
-        assert!(VARIANTS.iter().all(|variant| variant.shared_bytes <= 232_448));
+        unsafe { kernel.launch(stream, launch.overlapping(), Args::new(stream).structure(&args)) }
     }
 }

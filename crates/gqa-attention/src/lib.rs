@@ -49,9 +49,13 @@
 
 mod attention;
 #[cfg(feature = "cuda")]
+mod kernels;
+#[cfg(feature = "cuda")]
 mod launch;
 mod reference;
 
 pub use attention::{Attention, AttentionOptions, AttentionShape};
+#[cfg(feature = "cuda")]
+pub use kernels::AttentionKernel;
 #[cfg(feature = "cuda")]
 pub use launch::AttentionWorkspace;

@@ -1,0 +1,510 @@
+// Prefill attention over a paged KV cache: many new tokens a sequence, causal, starting anywhere.
+//
+//   rows      (token, head of the group) pairs of one KV head, token by token: a group of 8 puts 16 tokens into a tile of 128
+//             rows, so that only the last page of a tile, rarely two, needs the causal mask.
+//   block     a tile of 64 rows to each of two or three consuming warpgroups, which walk the same pages, newest first, and a
+//             warp that copies them into a ring. Tiles of the latest tokens, the longest, come first in the grid.
+//
+//   copying warp    page table -> | K V | K V | ... ring ...
+//   warpgroup       Q in registers;    S[64 rows, 64 tokens] = Q . K^T,    P = 2^(S - maximum),    O[64 rows, head_dim] += P . V
+//
+//       tensor cores   | S1 = Q.K1 | O += P0.V0 |      | S2 = Q.K2 | O += P1.V1 |
+//       ALUs                       | P1 from S1        |           | P2 from S2 ...         and the other warpgroup in between
+//
+//             P goes from accumulators to operand A within its thread: the order of K's rows (device::KvLayout) is what
+//             e4m3 needs for that, too. Maxima of bf16 pages are followed lazily: O is rescaled only where one has grown
+//             by more than 2^8, which f32 has room for.
+//
+//   FP8 pages Q is two e4m3 terms under a scale for each row (high + low), so that only K and V are coarse; P is e4m3 with its
+//             row maximum at 2^8; row sums are taken over the rounded P, by a product with ones; products of a step
+//             are promoted to f32 registers, beyond which the short accumulation of FP8 products never reaches.
+#pragma once
+#include <cstdint>
+
+#include <peregrine/bulk_copy.cuh>
+#include <peregrine/fp8.cuh>
+#include <peregrine/sync.cuh>
+
+#include "decode_load.cuh"
+#include "prefill_tile.cuh"
+
+namespace peregrine {
+
+// A place in the ring, which all walk in the same order.
+template <int stages>
+struct RingPlace {
+    uint32_t slot = 0, parity = 0;
+    __device__ __forceinline__ void advance() {
+        if (++slot == stages) slot = 0, parity ^= 1;
+    }
+};
+
+template <class Tile>
+__device__ __forceinline__ void copy_pages(const DecodeArgs& args, typename Tile::Shared& shared, uint32_t sequence, PageRange pages) {
+    const uint32_t lane = threadIdx.x % 32, head = blockIdx.y;
+    const uint32_t* table = args.block_table + static_cast<uint64_t>(sequence) * args.max_pages;
+    const uint32_t keys = shared_address(shared.keys), values = shared_address(shared.values);
+    const uint32_t keys_full = shared_address(shared.keys_full), values_full = shared_address(shared.values_full);
+    const uint32_t keys_empty = shared_address(shared.keys_empty), values_empty = shared_address(shared.values_empty);
+    RingPlace<Tile::stages> at;
+    at.parity = 1;
+    const auto copy = [&](uint32_t ring, const uint8_t* source, uint32_t full, uint32_t empty) {
+        barrier_wait(empty + 8 * at.slot, at.parity);
+        barrier_expect_bytes(full + 8 * at.slot, Tile::tile_bytes);
+        bulk_load(ring + at.slot * Tile::tile_bytes, source, Tile::tile_bytes, full + 8 * at.slot, CachePolicy::normal);
+    };
+    const int count = pages.end - pages.begin;
+    uint32_t mine = 0;  // a lane's page of the next 32
+    for (int i = 0; i < count; ++i) {
+        if (i % 32 == 0) mine = static_cast<int>(lane) < count - i ? table[pages.end - 1 - i - lane] : 0;
+        const uint64_t page = __shfl_sync(~0u, mine, i % 32);
+        if (lane == 0) {
+            const uint8_t* source = args.pages + (page * args.kv_heads + head) * (2 * Tile::tile_bytes);
+            copy(keys, source, keys_full, keys_empty);
+            copy(values, source + Tile::tile_bytes, values_full, values_empty);
+        }
+        at.advance();
+    }
+}
+
+// Q as operand A, and what it was multiplied by for that (e4m3).
+template <class Tile>
+struct QueryFragments {
+    uint32_t term[Tile::terms][Tile::register_steps ? Tile::register_steps : 1][4];
+    float scale[2];
+
+    // `row`: the thread's two rows, bf16 [head_dim]. `query`: the warpgroup's operand in shared memory.
+    __device__ __forceinline__ void load(const uint16_t* const (&row)[2], uint8_t* query) {
+        const int column = threadIdx.x % 4;
+        if constexpr (!Tile::fp8) {
+#pragma unroll
+            for (int k = 0; k < Tile::query_steps; ++k)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) keep(query, 0, k, i, reinterpret_cast<const uint32_t*>(row[i % 2])[8 * k + i / 2 * 4 + column]);
+            scale[0] = scale[1] = 1.0f;
+        } else {
+            uint2 raw[Tile::query_steps][4];
+            float largest[2] = {1e-20f, 1e-20f};
+#pragma unroll
+            for (int k = 0; k < Tile::query_steps; ++k)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) raw[k][i] = reinterpret_cast<const uint2*>(row[i % 2])[8 * k + i / 2 * 4 + column];
+#pragma unroll
+            for (int k = 0; k < Tile::query_steps; ++k)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    const float2 low = f32x2_from_bf16x2(raw[k][i].x), high = f32x2_from_bf16x2(raw[k][i].y);
+                    const float most = fmaxf(fmaxf(fabsf(low.x), fabsf(low.y)), fmaxf(fabsf(high.x), fabsf(high.y)));
+                    largest[i % 2] = fmaxf(largest[i % 2], most);
+                }
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                largest[r] = fmaxf(largest[r], __shfl_xor_sync(~0u, largest[r], 1));
+                largest[r] = fmaxf(largest[r], __shfl_xor_sync(~0u, largest[r], 2));
+                scale[r] = largest[r] / e4m3_max;
+            }
+#pragma unroll
+            for (int k = 0; k < Tile::query_steps; ++k)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    uint32_t high, low;
+                    split(raw[k][i], e4m3_max / largest[i % 2], high, low);
+                    keep(query, 0, k, i, high);
+                    keep(query, 1, k, i, low);
+                }
+        }
+        if constexpr (Tile::shared_steps > 0) {
+            fence_async_shared();
+            named_barrier_sync(2 + threadIdx.x / 128, 128);
+        }
+    }
+
+    __device__ __forceinline__ void keep(uint8_t* query, int which, int k, int i, uint32_t word) {
+        if (k < Tile::register_steps) {
+            term[which][k][i] = word;
+            return;
+        }
+        const int step = which * Tile::shared_steps + k - Tile::register_steps;
+        const int row = threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4 + i % 2 * 8;
+        *reinterpret_cast<uint32_t*>(query + step * Tile::step_bytes + (i / 2 * 64 + row) * 16 + threadIdx.x % 4 * 4) = word;
+    }
+
+    // Two e4m3 terms of four values.
+    static __device__ __forceinline__ void split(uint2 bf16, float inverse, uint32_t& high, uint32_t& low) {
+        const float2 a = f32x2_from_bf16x2(bf16.x), b = f32x2_from_bf16x2(bf16.y);
+        const uint16_t first = e4m3x2_from_f32(a.x * inverse, a.y * inverse), second = e4m3x2_from_f32(b.x * inverse, b.y * inverse);
+        const float2 c = f32x2_from_e4m3x2(first), d = f32x2_from_e4m3x2(second);
+        high = first | static_cast<uint32_t>(second) << 16;
+        low = e4m3x4_from_f32(a.x * inverse - c.x, a.y * inverse - c.y, b.x * inverse - d.x, b.y * inverse - d.y);
+    }
+};
+
+// Token of accumulator i of S, counted from its page.
+template <class Tile>
+__device__ __forceinline__ int score_token(int i) {
+    const int column = threadIdx.x % 4;
+    return Tile::fp8 ? i / 8 * 16 + 4 * column + i % 2 * 2 + i / 4 % 2 : i / 4 * 8 + 2 * column + i % 2;
+}
+
+// What a thread carries from step to step: its part of O, and for each of its two rows maximum, sum, and scale from S to base-2
+// logarithms. Sums of bf16 pages are the thread's own part.
+template <class Tile>
+struct PrefillRows {
+    float o[Tile::head_dim / 2];
+    float top[2], sum[2], scale[2], decay[2];
+    bool grown;  // decay is not 1 for some row of the warp
+
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (int i = 0; i < Tile::head_dim / 2; ++i) o[i] = 0.0f;
+#pragma unroll
+        for (int r = 0; r < 2; ++r) top[r] = minus_infinity, sum[r] = 0.0f, decay[r] = 0.0f;
+    }
+
+    // S becomes P, unrounded.
+    __device__ __forceinline__ void softmax(float (&s)[32]) {
+        float most[2][2];
+#pragma unroll
+        for (int r = 0; r < 2; ++r) most[r][0] = s[2 * r], most[r][1] = s[2 * r + 1];
+#pragma unroll
+        for (int i = 4; i < 32; ++i) most[i / 2 % 2][i % 2] = fmaxf(most[i / 2 % 2][i % 2], s[i]);
+        float bias[2], next[2];
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            next[r] = fmaxf(most[r][0], most[r][1]);
+            next[r] = fmaxf(next[r], __shfl_xor_sync(~0u, next[r], 1));
+            next[r] = fmaxf(next[r], __shfl_xor_sync(~0u, next[r], 2));
+        }
+        if constexpr (Tile::fp8) {
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                next[r] = fmaxf(next[r], top[r]);
+                const float reference = next[r] == minus_infinity ? 0.0f : next[r];
+                decay[r] = exp2_approx((top[r] - reference) * scale[r]);
+                top[r] = next[r], bias[r] = reference * scale[r] - Tile::shift;
+            }
+        } else {
+            const float room = __fdividef(8.0f, scale[0]);
+            grown = __any_sync(~0u, next[0] > top[0] + room || next[1] > top[1] + room);
+            if (grown) {
+#pragma unroll
+                for (int r = 0; r < 2; ++r) {  // each row by itself: its bits hang on no other row
+                    const bool grows = next[r] > top[r] + room;
+                    decay[r] = grows ? exp2_approx((top[r] - next[r]) * scale[r]) : 1.0f;
+                    top[r] = grows ? next[r] : top[r], sum[r] *= decay[r];
+                }
+            }
+#pragma unroll
+            for (int r = 0; r < 2; ++r) bias[r] = top[r] == minus_infinity ? 0.0f : top[r] * scale[r];
+        }
+        float part[2][2] = {};
+#pragma unroll
+        for (int i = 0; i < 32; ++i) {
+            const int r = i / 2 % 2;
+            s[i] = exp2_approx(s[i] * scale[r] - bias[r]);
+            if constexpr (!Tile::fp8) part[r][i % 2] += s[i];
+        }
+        if constexpr (!Tile::fp8) sum[0] += part[0][0] + part[0][1], sum[1] += part[1][0] + part[1][1];
+    }
+
+    // After the product that was under way during softmax: brings O to the maxima of the next one.
+    __device__ __forceinline__ void rescale() {
+        if (!grown) return;
+#pragma unroll
+        for (int i = 0; i < Tile::head_dim / 2; ++i) o[i] *= decay[i / 2 % 2];
+    }
+};
+
+// P as operand A.
+template <class Tile>
+__device__ __forceinline__ void pack(const float (&s)[32], uint32_t (&weights)[Tile::value_steps][4]) {
+#pragma unroll
+    for (int k = 0; k < Tile::value_steps; ++k)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            if constexpr (Tile::fp8) {
+                const int at = 16 * k + i / 2 * 8 + i % 2 * 2;
+                weights[k][i] = e4m3x4_from_f32(s[at], s[at + 4], s[at + 1], s[at + 5]);
+            } else {
+                const int at = 8 * k + 2 * i;
+                weights[k][i] = bf16x2_from_f32(s[at], s[at + 1]);
+            }
+        }
+}
+
+// A warpgroup's walk through the ring.
+template <class Tile>
+struct Consumer {
+    using Element = typename Tile::Element;
+    const DecodeArgs& args;
+    typename Tile::Shared& shared;
+    const Chunk& chunk;
+    const uint32_t keys, values, keys_full, values_full, keys_empty, values_empty, ones, query;
+    RingPlace<Tile::stages> key_place, value_place;
+
+    __device__ __forceinline__ Consumer(const DecodeArgs& args, typename Tile::Shared& shared, const Chunk& chunk, int warpgroup)
+        : args(args), shared(shared), chunk(chunk), keys(core_matrix_tile(shared.keys, page_tokens)),
+          values(core_matrix_tile(shared.values, Tile::head_dim)), keys_full(shared_address(shared.keys_full)),
+          values_full(shared_address(shared.values_full)), keys_empty(shared_address(shared.keys_empty)),
+          values_empty(shared_address(shared.values_empty)), ones(core_matrix_tile(shared.ones, 8)),
+          query(core_matrix_tile(shared.query[warpgroup], 64)) {}
+
+    // Slots of the last page that hold no token may hold anything, NaN included: 0 x NaN would reach every row. All consumers
+    // come here with the page.
+    __device__ __forceinline__ void clear_values(uint32_t slot, int high) const {
+        constexpr int threads = 128 * Tile::consumers, chunk_tokens = 16 / Element::bytes;
+        for (int i = threadIdx.x; i < Tile::tile_bytes / 16; i += threads) {
+            const int token = i / Tile::head_dim * chunk_tokens;
+            if (token + chunk_tokens <= high) continue;
+            uint8_t* chunk = shared.values[slot] + 16 * i;
+#pragma unroll
+            for (int byte = 0; byte < 16; ++byte)
+                if (token + byte / Element::bytes >= high) chunk[byte] = 0;
+        }
+        fence_async_shared();
+        named_barrier_sync(1, threads);
+    }
+    __device__ __forceinline__ void await_keys() const { barrier_wait(keys_full + 8 * key_place.slot, key_place.parity); }
+    __device__ __forceinline__ void await_values(int page) const {
+        barrier_wait(values_full + 8 * value_place.slot, value_place.parity);
+        if ((page + 1) * page_tokens > chunk.context_len) clear_values(value_place.slot, chunk.context_len - page * page_tokens);
+    }
+    __device__ __forceinline__ void release_keys() {
+        if (threadIdx.x % 32 == 0) barrier_arrive(keys_empty + 8 * key_place.slot);
+        key_place.advance();
+    }
+    __device__ __forceinline__ void release_values() {
+        if (threadIdx.x % 32 == 0) barrier_arrive(values_empty + 8 * value_place.slot);
+        value_place.advance();
+    }
+
+    // Pages that other warpgroups of the block see and this one does not.
+    __device__ __forceinline__ void skip(int page, int count) {
+        for (; count > 0; --count, --page) {
+            await_keys();
+            await_values(page);
+            __syncwarp();
+            release_keys();
+            release_values();
+        }
+    }
+
+    // Issues S = Q . K^T of a page that is there.
+    __device__ __forceinline__ void score(const QueryFragments<Tile>& q, float (&s)[32]) const {
+        const uint32_t tile = warp_uniform(keys + key_place.slot * (Tile::tile_bytes / 16));
+        wgmma_pin(s);
+        wgmma_fence();
+#pragma unroll
+        for (int term = 0; term < Tile::terms; ++term)
+#pragma unroll
+            for (int k = 0; k < Tile::query_steps; ++k) {
+                const uint64_t b = core_matrix_descriptor(tile + k * (2 * page_tokens));
+                const int step = term * Tile::shared_steps + k - Tile::register_steps;
+                if (k < Tile::register_steps) Element::template product<64>(s, q.term[term][k], b, term + k != 0);
+                else Element::template product<64>(s, core_matrix_descriptor(query + step * (Tile::step_bytes / 16)), b, term + k != 0);
+            }
+        wgmma_commit();
+    }
+
+    // Issues target (+)= P . V of a page that is there, for the dims of a round, with the sums of P's rows.
+    __device__ __forceinline__ void weigh(uint32_t (&weights)[Tile::value_steps][4], float (&target)[Tile::round_dims / 2],
+                                          float (&sums)[4], int round) const {
+        const uint32_t tile = warp_uniform(values + value_place.slot * (Tile::tile_bytes / 16)) + round * Tile::round_dims;
+        wgmma_pin(target);
+#pragma unroll
+        for (int k = 0; k < Tile::value_steps; ++k) wgmma_pin(weights[k]);
+        wgmma_fence();
+#pragma unroll
+        for (int k = 0; k < Tile::value_steps; ++k) {
+            if (Tile::fp8 && round == 0) Wgmma<8>::e4m3(sums, weights[k], core_matrix_descriptor(ones), k != 0);
+            Element::template product<Tile::round_dims>(target, weights[k], core_matrix_descriptor(tile + k * (2 * Tile::head_dim)),
+                                                        !Tile::fp8 || k != 0);
+        }
+        wgmma_commit();
+    }
+};
+
+template <class Tile>
+__device__ __forceinline__ void consume_chunk(const DecodeArgs& args, typename Tile::Shared& shared, const Chunk& chunk,
+                                              PageRange block_pages) {
+    const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, group = args.group_size, head = blockIdx.y;
+    const int warpgroup = warp_uniform(threadIdx.x / 128), first = chunk.row + 64 * warpgroup;
+    Consumer<Tile> consumer(args, shared, chunk, warpgroup);
+    if (first >= chunk.rows) return consumer.skip(block_pages.end - 1, block_pages.end - block_pages.begin);
+    const int last = min(first + 64, chunk.rows) - 1;
+    const PageRange pages = chunk.pages(args, first, last);
+
+    // The thread's two rows among the sequence's. Rare branches work out again what hangs on them: registers are short.
+    const auto row_of = [&](int r) {
+        int row = min(first + 16 * warp + lane / 4 + 8 * r, last);
+        asm volatile("" : "+r"(row));
+        return row;
+    };
+    const auto place_of = [&](int row) {  // in [tokens, query_heads]
+        return static_cast<uint64_t>(chunk.query_start + row / group) * (args.kv_heads * group) + head * group + row % group;
+    };
+    const uint16_t* const source[2] = {args.query + place_of(row_of(0)) * Tile::head_dim,
+                                       args.query + place_of(row_of(1)) * Tile::head_dim};
+    QueryFragments<Tile> q;
+    q.load(source, shared.query[warpgroup]);
+    PrefillRows<Tile> rows;
+    rows.clear();
+    const float unit = args.softmax_scale * log2_e;
+#pragma unroll
+    for (int r = 0; r < 2; ++r)  // the bound keeps a masked -inf from becoming NaN
+        rows.scale[r] = fmaxf(unit * (args.k_scale ? args.k_scale[head] : 1.0f) * q.scale[r], 1e-30f);
+    // Tokens that every row sees.
+    const int window = args.window, all_high = chunk.position(args, first) + 1;
+    const int all_low = window ? max(0, chunk.position(args, last) - window + 1) : 0;
+
+    const auto adjust = [&](float (&s)[32], int page) {
+        if (args.alibi_slopes) {
+            float slope[2], own[2];
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                const int row = row_of(r);
+                slope[r] = args.alibi_slopes[head * group + row % group];
+                own[r] = alibi_bias(slope[r], chunk.position(args, row));
+            }
+#pragma unroll
+            for (int i = 0; i < 32; ++i) {
+                const int r = i / 2 % 2, token = page * page_tokens + score_token<Tile>(i);
+                // Counted from the query's own bias: that leaves small numbers in the maxima.
+                s[i] += (alibi_bias(slope[r], token) - own[r]) * (unit / rows.scale[r]);
+            }
+        }
+        if ((page + 1) * page_tokens > all_high || page * page_tokens < all_low) {
+            const int position[2] = {chunk.position(args, row_of(0)), chunk.position(args, row_of(1))};
+#pragma unroll
+            for (int i = 0; i < 32; ++i) {
+                const int r = i / 2 % 2, token = page * page_tokens + score_token<Tile>(i);
+                if (token > position[r] || (window && token <= position[r] - window)) s[i] = minus_infinity;
+            }
+        }
+    };
+
+    consumer.skip(block_pages.end - 1, block_pages.end - pages.end);
+    if (pages.begin < pages.end) {
+        float s[32], sums[4] = {};
+        uint32_t weights[Tile::value_steps][4];
+        consumer.await_keys();
+        consumer.score(q, s);
+        wgmma_wait<0>();
+        wgmma_pin(s);
+        consumer.release_keys();
+        adjust(s, pages.end - 1);
+        rows.softmax(s);
+        pack<Tile>(s, weights);
+
+        float product[Tile::fp8 ? Tile::round_dims / 2 : 1];
+        const auto weigh = [&](int round) {
+            if constexpr (Tile::fp8) consumer.weigh(weights, product, sums, round);
+            else consumer.weigh(weights, rows.o, sums, round);
+        };
+        // What is to be done with a product that has ended.
+        const auto promote = [&](const float (&decay)[2], int round) {
+            if constexpr (Tile::fp8) {
+                wgmma_pin(product);
+                wgmma_pin(sums);
+#pragma unroll
+                for (int i = 0; i < Tile::round_dims / 2; ++i) {
+                    float& o = rows.o[round * (Tile::round_dims / 2) + i];
+                    o = o * decay[i / 2 % 2] + product[i];
+                }
+#pragma unroll
+                for (int r = 0; r < 2; ++r)
+                    if (round == 0) rows.sum[r] = rows.sum[r] * decay[r] + sums[2 * r];
+            } else {
+                wgmma_pin(rows.o);
+            }
+        };
+        const auto finish_rounds = [&](const float (&decay)[2]) {
+            wgmma_wait<0>();
+            promote(decay, 0);
+#pragma unroll
+            for (int round = 1; round < Tile::rounds; ++round) {
+                weigh(round);
+                wgmma_wait<0>();
+                promote(decay, round);
+            }
+            consumer.release_values();
+        };
+
+        if (pages.begin < pages.end - 1) consumer.await_keys();
+        for (int page = pages.end - 2; page >= pages.begin; --page) {
+            const float decay[2] = {rows.decay[0], rows.decay[1]};
+            consumer.score(q, s);
+            consumer.await_values(page + 1);
+            weigh(0);
+            wgmma_wait<1>();
+            wgmma_pin(s);
+            consumer.release_keys();
+            adjust(s, page);
+            rows.softmax(s);
+            wgmma_pin(s);
+            // The branch inside keeps the assembler from moving the softmax behind the products' end.
+            if (page > pages.begin) consumer.await_keys();
+            finish_rounds(decay);
+            if constexpr (!Tile::fp8) rows.rescale();
+            pack<Tile>(s, weights);
+        }
+        consumer.await_values(pages.begin);
+        weigh(0);
+        finish_rounds(rows.decay);
+    }
+    consumer.skip(pages.begin - 1, pages.begin - block_pages.begin);
+
+    const float value_scale = args.v_scale ? args.v_scale[head] : 1.0f;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+        float sum = rows.sum[r];
+        if constexpr (!Tile::fp8) sum += __shfl_xor_sync(~0u, sum, 1), sum += __shfl_xor_sync(~0u, sum, 2);
+        if (first + 16 * warp + lane / 4 + 8 * r > last) continue;
+        const int row = row_of(r);
+        const uint64_t place = place_of(row);
+        const float norm = sum > 0.0f ? __fdividef(value_scale, sum) : 0.0f;
+        uint32_t* output = reinterpret_cast<uint32_t*>(args.output + place * Tile::head_dim);
+#pragma unroll
+        for (int j = 0; j < Tile::head_dim / 8; ++j)
+            output[4 * j + lane % 4] = bf16x2_from_f32(rows.o[4 * j + 2 * r] * norm, rows.o[4 * j + 2 * r + 1] * norm);
+        if (args.lse && lane % 4 == 0) {
+            // Biases were counted from the query's own; the definition counts from nothing.
+            const float own = args.alibi_slopes ? alibi_bias(args.alibi_slopes[head * group + row % group], chunk.position(args, row)) : 0.0f;
+            args.lse[place] = sum > 0.0f ? (rows.top[r] * rows.scale[r] + log2f(sum) - Tile::shift) * ln_2 + args.softmax_scale * own
+                                         : minus_infinity;
+        }
+    }
+}
+
+template <class Tile>
+__device__ __forceinline__ void prefill(const DecodeArgs& args) {
+    extern __shared__ __align__(128) uint8_t memory[];
+    typename Tile::Shared& shared = *reinterpret_cast<typename Tile::Shared*>(memory);
+    if (threadIdx.x < Tile::stages) {
+        barrier_init(&shared.keys_full[threadIdx.x], 1);
+        barrier_init(&shared.values_full[threadIdx.x], 1);
+        barrier_init(&shared.keys_empty[threadIdx.x], 4 * Tile::consumers);
+        barrier_init(&shared.values_empty[threadIdx.x], 4 * Tile::consumers);
+        barrier_init_fence();
+    }
+    if (Tile::fp8 && threadIdx.x < sizeof(shared.ones) / 4) {
+        reinterpret_cast<uint32_t*>(shared.ones)[threadIdx.x] = Tile::Element::ones;
+        fence_async_shared();
+    }
+    grid_wait_predecessor();
+    uint32_t sequence;
+    const Chunk chunk = find_chunk<Tile::rows>(args, gridDim.x - 1 - blockIdx.x, sequence);
+    __syncthreads();
+    grid_release_successor();
+    if (chunk.row >= chunk.rows) return;
+    const PageRange pages = chunk.pages(args, chunk.row, min(chunk.row + Tile::rows, chunk.rows) - 1);
+    if (warp_uniform(threadIdx.x / 128) == Tile::consumers) {
+        registers_shrink<Tile::producer_registers>();
+        if (warp_uniform(threadIdx.x / 32) == 4 * Tile::consumers) copy_pages<Tile>(args, shared, sequence, pages);
+    } else {
+        registers_grow<Tile::consumer_registers>();
+        consume_chunk<Tile>(args, shared, chunk, pages);
+    }
+}
+
+}  // namespace peregrine

@@ -1,0 +1,21 @@
+// Entry points of prefill attention: prefill_{element}_d{head_dim}, a grid of (tiles, kv_heads), see first_slot.
+#include "prefill.cuh"
+
+using namespace peregrine;
+
+// element, its name, head_dim, consumers, register steps, rounds, bytes of dynamic shared memory. Blocks have
+// 128 * (consumers + 1) threads; how many consumers was chosen by time.
+#define PREFILL_VARIANTS(V)             \
+    V(E4m3, e4m3, 64, 3, 2, 1, 66432)   \
+    V(E4m3, e4m3, 128, 2, 4, 1, 131840) \
+    V(Bf16, bf16, 64, 3, 4, 1, 131968)  \
+    V(Bf16, bf16, 128, 3, 2, 1, 201216)
+
+#define PREFILL_ENTRY(ELEMENT, NAME, HEAD_DIM, CONSUMERS, STEPS, ROUNDS, SHARED)                                 \
+    extern "C" __global__ void __launch_bounds__(128 * (CONSUMERS) + 128, 1)                                     \
+        prefill_##NAME##_d##HEAD_DIM(const __grid_constant__ DecodeArgs args) {                                  \
+        using Tile = PrefillTile<ELEMENT, HEAD_DIM, CONSUMERS, STEPS, ROUNDS>;                                   \
+        static_assert(sizeof(Tile::Shared) == (SHARED), "the launch table is out of step");                      \
+        prefill<Tile>(args);                                                                                     \
+    }
+PREFILL_VARIANTS(PREFILL_ENTRY)

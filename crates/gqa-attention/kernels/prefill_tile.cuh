@@ -1,0 +1,92 @@
+// Shapes and shared memory of one prefill kernel, and how its blocks find their work.
+#pragma once
+#include <cstdint>
+
+#include "decode_tile.cuh"
+
+namespace peregrine {
+
+// consumers: warpgroups that multiply, 64 rows each: the more, the better one's softmax hides behind the others' products, and
+// the fewer registers each has. register_steps: products along a row of Q whose operand stays in registers; that of the others
+// lies in shared memory. rounds: parts of head_dim that P is multiplied with one after the other.
+template <class Element_, int head_dim_, int consumers_, int register_steps_, int rounds_>
+struct PrefillTile {
+    using Element = Element_;
+    static constexpr int head_dim = head_dim_, consumers = consumers_, register_steps = register_steps_, rounds = rounds_;
+    static constexpr bool fp8 = Element::bytes == 1;
+    static constexpr int rows = 64 * consumers, threads = 128 * (consumers + 1), round_dims = head_dim / rounds;
+    static constexpr int tile_bytes = page_tokens * head_dim * Element::bytes;
+    // Products along a row of Q, and along the tokens of a page; terms: Q as high + low.
+    static constexpr int query_steps = head_dim * Element::bytes / 32, value_steps = page_tokens * Element::bytes / 32;
+    static constexpr int terms = fp8 ? 2 : 1, shared_steps = query_steps - register_steps, step_bytes = 64 * 32;
+    static constexpr int query_bytes = terms * shared_steps * step_bytes;  // of a warpgroup, in shared memory
+    static constexpr int fit = (shared_memory_limit - 1024 - consumers * query_bytes) / (2 * tile_bytes);
+    static constexpr int stages = fit > 8 ? 8 : fit;  // pages in the ring
+    // P is scaled so that the maximum is 2^shift: e4m3 then reaches 2^-17 below it.
+    static constexpr float shift = fp8 ? 8.0f : 0.0f;
+    static constexpr int producer_registers = consumers == 2 ? 24 : 32;
+    static constexpr int consumer_registers = consumers == 2 ? 240 : consumers == 3 ? 160 : 112;
+    // What the warpgroups have in all is fixed at the launch: as many registers to each thread as threads leave it.
+    static_assert(128 * (producer_registers + consumers * consumer_registers) <= threads * (65536 / threads / 8 * 8));
+
+    struct Shared {
+        alignas(128) uint8_t keys[stages][tile_bytes];
+        alignas(128) uint8_t values[stages][tile_bytes];
+        alignas(128) uint8_t query[consumers][query_bytes ? query_bytes : 128];  // operand A: [step][2 chunks][64 rows][16 bytes]
+        alignas(128) uint8_t ones[256];                                          // operand B that sums P, e4m3 only
+        alignas(8) uint64_t keys_full[stages], keys_empty[stages], values_full[stages], values_empty[stages];
+    };
+    static_assert(sizeof(Shared) <= shared_memory_limit);
+    static_assert(stages >= 3 && (head_dim == 64 || head_dim == 128) && (fp8 || rounds == 1));
+};
+
+// The pages that some row of a run of rows sees.
+struct PageRange {
+    int begin, end;
+};
+
+// A tile's place: `row` is the first of its rows among the sequence's, of which there are `rows`. Row r is head r % group_size
+// of the group, of the sequence's new token r / group_size.
+struct Chunk {
+    int context_len, query_start, query_len, row, rows;
+
+    // Cache position of a row's token; negative where the sequence has fewer tokens than queries.
+    __device__ __forceinline__ int position(const DecodeArgs& args, int row) const {
+        return context_len - query_len + row / static_cast<int>(args.group_size);
+    }
+    __device__ __forceinline__ PageRange pages(const DecodeArgs& args, int first, int last) const {
+        const int oldest = args.window ? position(args, first) - static_cast<int>(args.window) + 1 : 0;
+        const int newest = position(args, last);
+        if (newest < 0) return {0, 0};
+        return {max(0, oldest) / page_tokens, newest / page_tokens + 1};
+    }
+};
+
+// Tiles are numbered so that no one needs a prefix sum: those of sequence s start at floor(rows before it / tile rows) + s,
+// which leaves room for ceil(its rows / tile rows). Some numbers name no tile.
+template <int tile_rows>
+__device__ __forceinline__ uint32_t first_slot(const DecodeArgs& args, uint32_t sequence) {
+    return args.query_starts[sequence] * args.group_size / tile_rows + sequence;
+}
+
+// The last sequence whose tiles start at or before `slot`, by a search 32 wide. All lanes of a warp call it.
+template <int tile_rows>
+__device__ __forceinline__ Chunk find_chunk(const DecodeArgs& args, uint32_t slot, uint32_t& sequence) {
+    uint32_t low = 0, count = args.batch;
+    while (count > 1) {
+        const uint32_t stride = (count + 31) / 32, probe = threadIdx.x % 32 * stride;
+        const bool before = probe < count && first_slot<tile_rows>(args, low + probe) <= slot;
+        const uint32_t skip = (__popc(__ballot_sync(~0u, before)) - 1) * stride;
+        low += skip, count = min(stride, count - skip);
+    }
+    sequence = low;
+    Chunk chunk;
+    chunk.context_len = args.context_lens[low];
+    chunk.query_start = args.query_starts[low];
+    chunk.query_len = args.query_starts[low + 1] - chunk.query_start;
+    chunk.rows = chunk.query_len * args.group_size;
+    chunk.row = (slot - first_slot<tile_rows>(args, low)) * tile_rows;
+    return chunk;
+}
+
+}  // namespace peregrine
