@@ -5,6 +5,7 @@
 //! ([`Error`]). With feature `cuda`: the GPU side in [`gpu`].
 #![cfg_attr(not(feature = "cuda"), forbid(unsafe_code))]
 
+mod card;
 mod check;
 mod element;
 mod error;
@@ -15,6 +16,7 @@ mod quantize;
 mod random;
 mod views;
 
+pub use card::Card;
 pub use check::Check;
 pub use element::Element;
 pub use error::{ArgumentError, Error, Result};

@@ -5,30 +5,8 @@
 //! have to hide all other ops and every gap.
 
 use checkpoint::{ModelConfig, Quantization};
+use device::Card;
 use models::{KvDtype, MemoryPlan, Op};
-
-/// The best rates measured on a card, in bursts (a long run is held lower by the power cap).
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Card {
-    /// The driver's name for it.
-    pub name: &'static str,
-    /// Bytes read a second.
-    pub read: f64,
-    /// Bytes read and written a second by a copy.
-    pub copy: f64,
-    /// FP8 operations a second of a product.
-    pub fp8: f64,
-    /// bf16 operations a second of a product.
-    pub bf16: f64,
-}
-
-const CARDS: [Card; 1] =
-    [Card { name: "NVIDIA H200", read: 4.565e12, copy: 4.3e12, fp8: 1.497e15, bf16: 0.788e15 }];
-
-/// The rates of the card that the driver calls `name`, where they are known.
-pub fn card(name: &str) -> Option<&'static Card> {
-    CARDS.iter().find(|card| card.name == name)
-}
 
 /// What a step's time depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -181,7 +159,7 @@ mod tests {
     #[test]
     fn limits_of_the_known_workloads() {
         let (falcon, llama) = (work(models::FALCON_180B), work(models::LLAMA_2_70B));
-        let card = card("NVIDIA H200").unwrap();
+        let card = Card::named("NVIDIA H200").unwrap();
         for (work, isl, osl, batch, wanted) in [
             (&falcon, 128, 128, 256, 2090.0),
             (&falcon, 128, 2048, 256, 3660.0),
@@ -197,7 +175,7 @@ mod tests {
 
     #[test]
     fn a_step_is_its_products_and_its_attention() {
-        let card = card("NVIDIA H200").unwrap();
+        let card = Card::named("NVIDIA H200").unwrap();
         for work in [work(models::FALCON_180B), work(models::LLAMA_2_70B)] {
             let step = StepShape { tokens: 256, sampled: 256, kv_tokens: 256 * 192 };
             let ops = [Op::Qkv, Op::Output, Op::Up, Op::Down, Op::Head, Op::Attend];
@@ -213,12 +191,5 @@ mod tests {
         let one = StepShape { tokens: 1, sampled: 1, kv_tokens: 1 };
         let microseconds = up.op_seconds(card, Op::Up, one).unwrap() / 80.0 * 1e6;
         assert!((microseconds - 100.4).abs() < 0.2, "{microseconds}");
-    }
-
-    #[test]
-    fn only_known_cards_have_limits() {
-        assert!(card("NVIDIA H200").is_some());
-        assert!(card("NVIDIA H100 80GB HBM3").is_none());
-        assert!(card("NVIDIA GH200 480GB").is_none());
     }
 }

@@ -1,6 +1,6 @@
 //! `peregrine bench ops`: a decode step, op by op, as an account that sums to the step.
 
-use super::limits::{self, StepShape, Work};
+use super::limits::{StepShape, Work};
 use super::measure::{Percentiles, WARM_UP_DECODES};
 use super::report::Setting;
 use super::sequences::Sequences;
@@ -12,6 +12,7 @@ use crate::machine::Machine;
 use crate::output::print_json;
 use crate::progress::progress_bar;
 use crate::table::{grouped, table};
+use device::Card;
 use models::{Clock, KvDtype, Op, Timed, Trace};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -98,7 +99,7 @@ pub fn run<B: Clock>(
     bar.finish_and_clear();
 
     let work = Work::new(&target.config, &target.quantization, kv);
-    let card = limits::card(machine.name());
+    let card = Card::named(machine.name());
     let shape = workload.shape(&decode);
     let floor = |op| card.and_then(|card| work.op_seconds(card, op, shape));
     let (ops, timed_step_seconds) = account(&timed, floor);

@@ -1,6 +1,6 @@
 //! What a benchmark of a whole workload prints.
 
-use super::limits::{self, Work};
+use super::limits::Work;
 use super::measure::{Percentiles, Run};
 use super::target::Target;
 use super::workload::Workload;
@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::machine::{Machine, Memory};
 use crate::output::print_json;
 use crate::table::{bytes, grouped, table};
-use device::PAGE_SIZE;
+use device::{Card, PAGE_SIZE};
 use models::{KvDtype, MemoryPlan};
 use serde::Serialize;
 
@@ -148,7 +148,7 @@ impl Results<'_> {
         let tokens = (osl * batch) as f64;
         let output_tokens_per_second = tokens / total_seconds;
         let (config, quantization) = (&self.target.config, &self.target.quantization);
-        let limit = limits::card(self.machine.name()).map(|card| {
+        let limit = Card::named(self.machine.name()).map(|card| {
             let limit = self.workload.limit(&Work::new(config, quantization, self.kv), card);
             let rate = tokens / limit.total();
             Limit {

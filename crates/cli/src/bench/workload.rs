@@ -1,8 +1,8 @@
 //! A fixed amount of work: sequences of one length that start together.
 
-use super::limits::{Card, StepShape, Work};
+use super::limits::{StepShape, Work};
 use crate::error::{Error, Result};
-use device::PAGE_SIZE;
+use device::{Card, PAGE_SIZE};
 use std::ops::Range;
 
 /// How many sequences, and how long they are.
