@@ -3,11 +3,14 @@
 //!
 //! What may differ, relative to the size of what differs. bf16 has 8 significant bits: a rounded value is off by up to
 //! 2^-8, by 2^-8 / sqrt(3) in the root mean square. A decoder layer rounds about 9 tensors, each of which reaches the logits
-//! with its own size at most, so `l` layers and the embedding come to `PLAIN * sqrt(9 l + 1)`. Where a product reads e4m3,
-//! both backends quantize: a value that differs by `d` before quantization falls to another code with probability
-//! `d / step`, and is then off by a whole step. The mean square of that is `d * step`, with a step of 2^-3 and `d` of
-//! 2^-9 in the mean `2^-12`: 2^-6 in the root, for 4 inputs a layer: `QUANTIZED * sqrt(4 l)`. e4m3 pages add the same for
-//! keys and values. Both bounds are taken twice, as the sizes of a layer's parts are not equal.
+//! with its own size at most, so `l` layers and the embedding come to `PLAIN * sqrt(9 l + 1)`; taken twice, as the sizes of
+//! a layer's parts are not equal.
+//!
+//! Where a product reads e4m3, both backends quantize what is not quite the same. A difference of `d` puts a value on
+//! another code with probability `d / step`, and it is then off by a whole step: `sqrt(d * step)` in the root mean square,
+//! far more than `d`. Such differences feed each other, up to where the two roundings are independent: two errors of a
+//! uniform distribution over a step of at most 2^-3, `2^-3 / sqrt(6)`, for each of the 4 inputs of a layer. e4m3 pages add
+//! as much for keys and for values.
 #![cfg(feature = "cuda")]
 // Helpers beside the tests.
 #![allow(clippy::unwrap_used)]
@@ -24,7 +27,7 @@ use serde_json::json;
 mod loading;
 
 const PLAIN: f64 = 1.0 / (256.0 * 1.732);
-const QUANTIZED: f64 = 1.0 / 64.0;
+const QUANTIZED: f64 = 0.125 / 2.449;
 
 fn settings(config: serde_json::Value) -> (ModelConfig, Quantization) {
     let text = config.to_string();
@@ -159,47 +162,46 @@ fn largest(row: &[f32]) -> usize {
 }
 
 /// Holds the logits of both backends against `bound`, relative in the root mean square, and their greedy choices against
-/// each other: they may differ where the two best lie closer than 6 times the bound.
-#[track_caller]
-fn agree(name: &str, cpu: &[Vec<f32>], cuda: &[Vec<f32>], vocab_size: usize, bound: f64) {
+/// each other: they may differ where the two best lie closer than 6 times the bound. Whether all do.
+fn agree(name: &str, cpu: &[Vec<f32>], cuda: &[Vec<f32>], vocab_size: usize, bound: f64) -> bool {
     assert_eq!(cpu.len(), cuda.len());
-    let (mut worst, mut differ) = (0.0f64, 0);
+    let (mut worst, mut differ, mut widest) = (0.0f64, 0, 0.0f64);
     for (step, (cpu, cuda)) in cpu.iter().zip(cuda).enumerate() {
         assert_eq!(cpu.len(), cuda.len(), "{name}: step {step}");
         for (cpu, cuda) in cpu.chunks_exact(vocab_size).zip(cuda.chunks_exact(vocab_size)) {
             let size = rms(cpu.iter().map(|&x| f64::from(x)));
             let error = rms(cpu.iter().zip(cuda).map(|(&a, &b)| f64::from(a) - f64::from(b)));
-            worst = worst.max(error / size);
-            assert!(error <= bound * size, "{name}: step {step}: error {error} of {size}, bound {bound}");
+            // A NaN is no agreement.
+            worst = if error.is_nan() { f64::INFINITY } else { worst.max(error / size) };
             let (a, b) = (largest(cpu), largest(cuda));
             if a != b {
                 differ += 1;
-                let gap = f64::from(cpu[a]) - f64::from(cpu[b]);
-                assert!(
-                    gap <= 6.0 * bound * size,
-                    "{name}: step {step}: {a} against {b}, gap {gap} of {size}"
-                );
+                widest = widest.max(f64::from(cpu[a] - cpu[b]) / size);
             }
         }
     }
-    println!("{name}: worst {worst:.5} of {bound:.5}; {differ} greedy choices differ");
+    println!(
+        "{name}: worst {worst:.5} of {bound:.5}; {differ} greedy choices differ, between logits {widest:.5} apart of {:.5}",
+        6.0 * bound
+    );
+    worst <= bound && widest <= 6.0 * bound
 }
 
-#[track_caller]
+/// Whether they do.
 fn both_backends_agree(
     name: &str,
     config: serde_json::Value,
     kv: (KvDtype, KvDtype),
     bound: f64,
     generated: usize,
-) {
+) -> bool {
     let (config, quantization) = settings(config);
     let vocab_size = config.common().vocab_size;
     let texts = texts(vocab_size as u64, generated);
     let cpu = Model::synthetic(&config, &quantization, Cpu::default(), 40, kv.0, 3, &mut |_| ()).unwrap();
     let gpu = Model::synthetic(&config, &quantization, cuda(), 40, kv.1, 3, &mut |_| ()).unwrap();
     let (cpu, gpu) = (run(cpu, &texts, generated), run(gpu, &texts, generated));
-    agree(name, &cpu.steps, &gpu.steps, vocab_size, bound);
+    agree(name, &cpu.steps, &gpu.steps, vocab_size, bound)
 }
 
 const EXACT: (KvDtype, KvDtype) = (KvDtype::F32, KvDtype::Bf16);
@@ -210,57 +212,91 @@ fn plain_bound(layers: usize) -> f64 {
 }
 
 fn quantized_bound(layers: usize, inputs: f64) -> f64 {
-    2.0 * (plain_bound(layers).powi(2) / 4.0 + (QUANTIZED * QUANTIZED) * inputs * layers as f64).sqrt()
+    plain_bound(layers).hypot(QUANTIZED * (inputs * layers as f64).sqrt())
 }
 
 #[test]
 #[ignore = "needs an H200"]
 fn bf16_models_choose_the_same_tokens_for_64_steps() {
     let none = serde_json::Value::Null;
-    both_backends_agree("llama bf16", llama(4, none.clone()), EXACT, plain_bound(4), 64);
-    both_backends_agree("falcon bf16", falcon(4, none.clone()), EXACT, plain_bound(4), 64);
+    let mut agreed = Vec::new();
+    agreed.push(both_backends_agree("llama bf16", llama(4, none.clone()), EXACT, plain_bound(4), 64));
+    agreed.push(both_backends_agree("falcon bf16", falcon(4, none.clone()), EXACT, plain_bound(4), 64));
     let mut sequential = falcon(4, none.clone());
     sequential["new_decoder_architecture"] = json!(false);
     sequential["parallel_attn"] = json!(false);
     sequential["multi_query"] = json!(false);
     sequential["alibi"] = json!(true);
     sequential["bias"] = json!(true);
-    both_backends_agree("falcon-rw bf16, ALiBi, biases", sequential, EXACT, plain_bound(4), 64);
+    agreed.push(both_backends_agree("falcon-rw bf16, ALiBi, biases", sequential, EXACT, plain_bound(4), 64));
     let mut scaled = llama(2, none.clone());
     scaled["rope_scaling"] = json!({"rope_type": "dynamic", "factor": 4.0});
     scaled["max_position_embeddings"] = json!(100);
-    both_backends_agree("llama bf16, dynamic RoPE", scaled, EXACT, plain_bound(2), 64);
+    agreed.push(both_backends_agree("llama bf16, dynamic RoPE", scaled, EXACT, plain_bound(2), 64));
     let mut wide = llama(2, none.clone());
     wide["head_dim"] = json!(128);
     wide["tie_word_embeddings"] = json!(true);
     wide["attention_bias"] = json!(true);
     wide["mlp_bias"] = json!(true);
-    both_backends_agree("llama bf16, head_dim 128, tied, biases", wide, EXACT, plain_bound(2), 64);
+    agreed.push(both_backends_agree(
+        "llama bf16, head_dim 128, tied, biases",
+        wide,
+        EXACT,
+        plain_bound(2),
+        64,
+    ));
+    assert!(agreed.iter().all(|&agreed| agreed), "{agreed:?}");
 }
 
 #[test]
 #[ignore = "needs an H200"]
 fn quantized_models_stay_within_their_bound_at_every_depth() {
+    let mut agreed = Vec::new();
     for layers in [1, 2, 4] {
         let bound = quantized_bound(layers, 4.0);
         let at = |name: &str| format!("{name}, {layers} layers");
-        both_backends_agree(&at("llama FP8 dynamic"), llama(layers, fp8(true)), EXACT, bound, 16);
-        both_backends_agree(&at("llama FP8 static"), llama(layers, fp8(false)), EXACT, bound, 16);
-        both_backends_agree(&at("llama AWQ 128"), llama(layers, awq(128)), EXACT, bound, 16);
-        both_backends_agree(&at("llama AWQ 64"), llama(layers, awq(64)), EXACT, bound, 16);
-        both_backends_agree(&at("falcon AWQ 128"), falcon(layers, awq(128)), EXACT, bound, 16);
-        both_backends_agree(&at("llama packed"), llama(layers, packed(true)), EXACT, bound, 16);
-        both_backends_agree(
+        agreed.push(both_backends_agree(
+            &at("llama FP8 dynamic"),
+            llama(layers, fp8(true)),
+            EXACT,
+            bound,
+            16,
+        ));
+        agreed.push(both_backends_agree(
+            &at("llama FP8 static"),
+            llama(layers, fp8(false)),
+            EXACT,
+            bound,
+            16,
+        ));
+        agreed.push(both_backends_agree(&at("llama AWQ 128"), llama(layers, awq(128)), EXACT, bound, 16));
+        agreed.push(both_backends_agree(&at("llama AWQ 64"), llama(layers, awq(64)), EXACT, bound, 16));
+        agreed.push(both_backends_agree(&at("falcon AWQ 128"), falcon(layers, awq(128)), EXACT, bound, 16));
+        agreed.push(both_backends_agree(&at("llama packed"), llama(layers, packed(true)), EXACT, bound, 16));
+        agreed.push(both_backends_agree(
             &at("llama packed with zero points"),
             llama(layers, packed(false)),
             EXACT,
             bound,
             16,
-        );
+        ));
         let with_pages = quantized_bound(layers, 6.0);
-        both_backends_agree(&at("falcon AWQ 128, FP8 pages"), falcon(layers, awq(128)), FP8, with_pages, 16);
-        both_backends_agree(&at("llama FP8, FP8 pages"), llama(layers, fp8(true)), FP8, with_pages, 16);
+        agreed.push(both_backends_agree(
+            &at("falcon AWQ 128, FP8 pages"),
+            falcon(layers, awq(128)),
+            FP8,
+            with_pages,
+            16,
+        ));
+        agreed.push(both_backends_agree(
+            &at("llama FP8, FP8 pages"),
+            llama(layers, fp8(true)),
+            FP8,
+            with_pages,
+            16,
+        ));
     }
+    assert!(agreed.iter().all(|&agreed| agreed), "{agreed:?}");
 }
 
 /// Every form that a layer reads its input in, behind a norm and behind an activation.
