@@ -2,5 +2,5 @@
 
 fn main() {
     #[cfg(feature = "cuda")]
-    nvcc_build::compile(&["kernels/argmax_sm90.cu"]);
+    nvcc_build::compile(&["kernels/argmax_sm90.cu", "kernels/sample_sm90.cu"]);
 }

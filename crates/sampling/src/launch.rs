@@ -1,5 +1,9 @@
 //! The device side: the crate's only unsafe code.
 
+mod batch;
+
+pub use batch::BatchWorkspace;
+
 use crate::Argmax;
 use crate::argmax::ARGMAX;
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut};

@@ -6,7 +6,8 @@
 //!         └─► log-softmax ─► log-probabilities (of the model's own distribution, before all of the above)
 //! ```
 //!
-//! [`Sampler`] treats one row with all options; [`Argmax`] a batch of rows greedily, on the device too.
+//! [`Sampler`] treats one row with all options; [`BatchSampler`] a batch of rows with options of their own, and [`Argmax`]
+//! greedily, both on the device too.
 //!
 //! Repeatable: the random number of a draw depends on the seed and the number of the draw alone ([`uniform`]), ties go to
 //! the lowest token id, and the draw walks the kept tokens in the order of their ids. So a request that is computed again
@@ -26,6 +27,7 @@
 #![cfg_attr(not(feature = "cuda"), forbid(unsafe_code))]
 
 mod argmax;
+mod batch;
 mod candidates;
 #[cfg(feature = "cuda")]
 mod launch;
@@ -34,8 +36,9 @@ mod philox;
 mod sampler;
 
 pub use argmax::{Argmax, NO_TOKEN};
+pub use batch::{BatchSampler, RowParams, Rows};
 #[cfg(feature = "cuda")]
-pub use launch::Logit;
+pub use launch::{BatchWorkspace, Logit};
 pub use params::Params;
 pub use philox::{philox4x32, uniform};
 pub use sampler::{History, Sampled, Sampler, TokenLogprob};

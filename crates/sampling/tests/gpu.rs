@@ -3,6 +3,9 @@
 // Helpers beside the tests; a failed expectation is the test's failure.
 #![allow(clippy::unwrap_used)]
 
+#[path = "gpu/batch.rs"]
+mod batch;
+
 use cudarc::driver::{CudaStream, DeviceRepr};
 use device::Element;
 use device::gpu::{Event, Gpu, Graph, download, upload, zeros};

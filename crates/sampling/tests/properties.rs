@@ -6,7 +6,9 @@ mod oracle;
 
 use op_test::Rng;
 use proptest::prelude::*;
-use sampling::{Argmax, History, NO_TOKEN, Params, Sampled, Sampler, philox4x32, uniform};
+use sampling::{
+    Argmax, BatchSampler, History, NO_TOKEN, Params, RowParams, Rows, Sampled, Sampler, philox4x32, uniform,
+};
 
 /// Sizes on either side of the chunks that top-p sorts (64, then 256 more, then 1024 more).
 fn vocab_sizes() -> impl Strategy<Value = usize> {
@@ -74,6 +76,50 @@ proptest! {
             let at = if params.temperature == 0.0 { 0.5 } else { uniform(params.seed, draw) };
             // The oracle's own f64 sums: 1e-12 is far above their rounding and far below any probability that matters.
             prop_assert!(below - 1e-12 <= at && at <= below + probabilities[token] + 1e-12);
+        }
+    }
+
+    /// Each row gets what it gets alone, and lists are cut to what is there.
+    #[test]
+    fn a_batch_is_its_rows(vocab_size in vocab_sizes(), all in prop::collection::vec(params(), 1..5), seed: u64) {
+        let mut rng = Rng::new(seed);
+        let (mut logits, mut history, mut want, mut want_logprobs) = (vec![], vec![], vec![], vec![]);
+        let (mut history_offsets, mut bias_offsets) = (vec![0], vec![0]);
+        let (mut prompt_lens, mut bias_tokens, mut bias_values, mut row_params) = (vec![], vec![], vec![], vec![]);
+        for mut params in all {
+            let (row, tokens) = row(&mut rng, vocab_size, true, &mut params);
+            let (prompt_len, draw) = (rng.below(0..tokens.len() + 1), rng.bits());
+            let sampled = sample(&params, &row, History { tokens: &tokens, prompt_len }, draw);
+            want.push(sampled.token);
+            want_logprobs.push(sampled.logprob);
+            logits.extend(row);
+            history.extend(tokens);
+            // Not a token: does nothing.
+            history.push(vocab_size as u32);
+            history_offsets.push(history.len() as u32);
+            prompt_lens.push(prompt_len as u32);
+            bias_tokens.extend(params.logit_bias.iter().map(|bias| bias.0));
+            bias_values.extend(params.logit_bias.iter().map(|bias| bias.1));
+            bias_offsets.push(bias_tokens.len() as u32);
+            row_params.push(RowParams::new(&params, draw).unwrap());
+        }
+        // Beyond the lists.
+        history_offsets.pop();
+        history_offsets.push(u32::MAX);
+        let rows = Rows {
+            params: &row_params[..],
+            history: &history[..],
+            history_offsets: &history_offsets[..],
+            prompt_lens: &prompt_lens[..],
+            bias_tokens: &bias_tokens[..],
+            bias_values: &bias_values[..],
+            bias_offsets: &bias_offsets[..],
+        };
+        let (mut tokens, mut logprobs) = (vec![0; want.len()], vec![0.0; want.len()]);
+        BatchSampler::new(vocab_size).unwrap().reference(&logits, &rows, &mut tokens, &mut logprobs).unwrap();
+        prop_assert_eq!(tokens, want);
+        for (logprob, want) in logprobs.into_iter().zip(want_logprobs) {
+            prop_assert!(want.map_or(logprob.is_nan(), |want| want == logprob));
         }
     }
 

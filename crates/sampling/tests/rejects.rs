@@ -2,7 +2,7 @@
 // A failed expectation is the test's failure.
 #![allow(clippy::unwrap_used)]
 
-use sampling::{Argmax, History, Params, Sampler};
+use sampling::{Argmax, BatchSampler, History, Params, RowParams, Rows, Sampler};
 
 #[track_caller]
 fn rejects<T: std::fmt::Debug>(result: device::Result<T>, message: &str) {
@@ -81,4 +81,39 @@ fn argmax() {
     let argmax = Argmax::new(3).unwrap();
     assert_eq!(argmax.reference(&[], &mut []), Ok(()));
     rejects(argmax.reference(&[0.0; 6], &mut [0]), "argmax: logits: expected 3 elements, got 6");
+}
+
+#[test]
+fn batches() {
+    rejects(BatchSampler::new(0), "sample: vocab_size: expected at least 1, got 0");
+    rejects(BatchSampler::new((1 << 31) + 1), "sample: vocab_size: expected at most 2^31, got 2147483649");
+    let cold = Params { temperature: -1.0, ..Params::default() };
+    rejects(RowParams::new(&cold, 0), "sample: temperature: expected a finite number of at least 0, got -1");
+
+    let params = [RowParams::new(&Params::default(), 0).unwrap(); 2];
+    let good = Rows {
+        params: &params[..],
+        history: &[][..],
+        history_offsets: &[0, 0, 0][..],
+        prompt_lens: &[0, 0][..],
+        bias_tokens: &[][..],
+        bias_values: &[][..],
+        bias_offsets: &[0, 0, 0][..],
+    };
+    let plan = BatchSampler::new(3).unwrap();
+    let run = |logits: &[f32], rows: &Rows<&[RowParams], &[u32], &[f32]>, logprobs: &mut [f32]| {
+        plan.reference(logits, rows, &mut [0; 2], logprobs)
+    };
+    assert_eq!(run(&[0.0; 6], &good, &mut [0.0; 2]), Ok(()));
+    let refused = |rows: Rows<&[RowParams], &[u32], &[f32]>, message: &str| {
+        rejects(run(&[0.0; 6], &rows, &mut [0.0; 2]), message);
+    };
+    rejects(run(&[0.0; 5], &good, &mut [0.0; 2]), "sample: logits: expected 6 elements, got 5");
+    rejects(run(&[0.0; 6], &good, &mut [0.0; 3]), "sample: logprobs: expected 2 elements, got 3");
+    refused(Rows { params: &params[..1], ..good }, "sample: rows.params: expected 2 elements, got 1");
+    let message = "sample: rows.history_offsets: expected 3 elements, got 2";
+    refused(Rows { history_offsets: &[0; 2], ..good }, message);
+    refused(Rows { prompt_lens: &[0; 3], ..good }, "sample: rows.prompt_lens: expected 2 elements, got 3");
+    refused(Rows { bias_tokens: &[0; 1], ..good }, "sample: rows.bias_values: expected 1 elements, got 0");
+    refused(Rows { bias_offsets: &[0; 4], ..good }, "sample: rows.bias_offsets: expected 3 elements, got 4");
 }
