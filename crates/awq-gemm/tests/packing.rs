@@ -101,4 +101,15 @@ proptest! {
         prop_assert_eq!(split.shape().group_size(), group_size);
         prop_assert_eq!(split.dequantize(), weights.dequantize());
     }
+
+    /// Every multiple of 64, a whole row among them, becomes groups that can be packed, and no weight changes.
+    #[test]
+    fn for_kernels_keeps_every_weight(multiple in 1usize..=6, groups in 1usize..=3, seed: u64) {
+        let shape = Int4Shape::new(64 * multiple * groups, 64, 64 * multiple).unwrap();
+        let weights = weights(shape, seed);
+        let split = weights.clone().for_kernels().unwrap();
+        prop_assert_eq!(split.shape().group_size(), if multiple % 2 == 0 { 128 } else { 64 });
+        prop_assert_eq!(split.dequantize(), weights.dequantize());
+        prop_assert!(PackedWeights::pack(&split).is_ok());
+    }
 }

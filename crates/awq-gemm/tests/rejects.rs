@@ -163,6 +163,9 @@ fn packing() {
     rejects(zeros(128, 64, 128).split_groups(96), text);
     let text = "int4_weights: group_size: expected a divisor of the present 128, got 0";
     rejects(zeros(128, 64, 128).split_groups(0), text);
+    let text =
+        "int4_weights: group_size: expected a multiple of 64 (the kernels have groups of 64 and 128), got 32";
+    rejects(zeros(128, 64, 32).for_kernels(), text);
 }
 
 #[test]

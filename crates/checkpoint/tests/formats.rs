@@ -64,12 +64,21 @@ fn every_fixture_reads() {
             let format = checkpoint.linear_format(prefix);
             assert!(name.contains("plain") == (format == LinearFormat::Plain), "{name} {prefix}: {format:?}");
             let linear = checkpoint.linear(prefix, k, n).unwrap();
+            let mut emptied = linear.clone();
             assert_eq!((linear.in_features, linear.out_features, linear.bias), (k, n, None));
             let at = |row, column| element(&linear.weight, k, n, row, column);
             let first: Vec<f32> = (0..4).map(|column| at(0, column)).collect();
             let last: Vec<f32> = (k - 4..k).map(|column| at(n - 1, column)).collect();
             assert_eq!(first, floats(&layer["weight"]["first"]), "{name} {prefix}");
             assert_eq!(last, floats(&layer["weight"]["last"]), "{name} {prefix}");
+            match &mut emptied.weight {
+                LinearWeight::Plain { weight } => weight.clear(),
+                LinearWeight::AutoAwq { qweight, .. } => qweight.clear(),
+                LinearWeight::PackQuantized { packed, .. } => packed.clear(),
+                LinearWeight::Fp8 { codes, .. } => codes.clear(),
+                LinearWeight::W4a8Awq { .. } => {}
+            }
+            assert_eq!(checkpoint.linear_to_stream(prefix, k, n).unwrap(), emptied, "{name} {prefix}");
             let input_scale = match &linear.weight {
                 LinearWeight::W4a8Awq { input_scale, .. } => Some(*input_scale),
                 LinearWeight::Fp8 { input_scale, .. } => *input_scale,

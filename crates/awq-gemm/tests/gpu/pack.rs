@@ -182,7 +182,7 @@ fn bad_parts_are_refused() {
     let part = Int4Shape::new(256, 72, 64).unwrap();
     refused(part, good, None, "pack: qweight: expected 2304 elements, got 2048");
     let part = Int4Shape::new(256, 60, 64).unwrap();
-    refused(part, good, None, "pack: out_features: expected a multiple of 8, got 60");
+    refused(part, good, None, "pack: out_features: expected a positive multiple of 8, got 60");
     let part = Int4Shape::new(256, 64, 32).unwrap();
     let (more_zeros, more_scales) = (ints(8 * 8), halves(8 * 64));
     let tensors = DeviceTensors::AutoAwq { qweight: &qweight, qzeros: &more_zeros, scales: &more_scales };

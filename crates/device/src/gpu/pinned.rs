@@ -111,9 +111,11 @@ impl Pinned<u8> {
         let (address, _guard) = device.device_ptr_mut(stream);
         // SAFETY: both sides have `len` bytes from there on, and any bytes are elements of `device`. The event as in
         // `upload`.
-        unsafe { sys::cuMemcpyHtoDAsync_v2(address + at as u64, self.pointer.cast(), len, stream.cu_stream()) }
-            .result()
-            .named("cuMemcpyHtoDAsync")?;
+        unsafe {
+            sys::cuMemcpyHtoDAsync_v2(address + at as u64, self.pointer.cast(), len, stream.cu_stream())
+        }
+        .result()
+        .named("cuMemcpyHtoDAsync")?;
         self.copied.record(stream)
     }
 }
