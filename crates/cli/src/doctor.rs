@@ -2,7 +2,7 @@
 
 use crate::args;
 use crate::error::Result;
-use crate::output::print_json;
+use crate::output::{print_json, print_line};
 use crate::table::{bytes, table};
 use device::gpu::{GpuInfo, Probe, probe};
 use serde::Serialize;
@@ -46,9 +46,9 @@ pub fn run(args: &args::Doctor) -> Result<()> {
     }
     rows.push(["nvcc".to_owned(), report.nvcc.map_or("none".to_owned(), |path| path.display().to_string())]);
     rows.push(["backends".to_owned(), report.backends.join(", ")]);
-    println!("{}", table(["", ""], rows));
+    print_line(table(["", ""], rows))?;
     for hint in &report.hints {
-        println!("\nhint: {hint}");
+        print_line(format_args!("\nhint: {hint}"))?;
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! The `peregrine` command.
 #![forbid(unsafe_code)]
+#![deny(clippy::print_stdout, reason = "it panics where nobody reads any more: output::print_line")]
 
 mod args;
 mod bench;
@@ -17,6 +18,8 @@ mod text;
 
 use args::{Cli, Command};
 use clap::Parser;
+use error::Error;
+use std::io::ErrorKind;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -28,6 +31,8 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        // Whoever read has seen enough, as `head` does.
+        Err(Error::Output(error)) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
             // As clap does for a bad command line: 1 is left to mean a defect (a panic ends with 101).

@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::prompts::Prompt;
 use serde::Serialize;
+use std::fmt::Display;
 use std::io::Write;
 use std::time::Instant;
 
@@ -139,8 +140,12 @@ fn list(tokens: &[u32]) -> String {
 
 /// One object, one line, keys in the order of its fields.
 pub fn print_json(object: &impl Serialize) -> Result<()> {
-    let line = serde_json::to_string(object).map_err(|error| Error::Output(error.into()))?;
-    print(&(line + "\n"))
+    print_line(serde_json::to_string(object).map_err(|error| Error::Output(error.into()))?)
+}
+
+/// Text and the end of its line. (`println!` panics where nobody reads any more.)
+pub fn print_line(text: impl Display) -> Result<()> {
+    print(&format!("{text}\n"))
 }
 
 fn print(text: &str) -> Result<()> {

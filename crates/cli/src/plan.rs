@@ -3,7 +3,7 @@
 use crate::args::{self, KvChoice, Preset};
 use crate::embedded;
 use crate::error::{Error, Result};
-use crate::output::print_json;
+use crate::output::{print_json, print_line};
 use crate::table::{bytes, grouped, table};
 use checkpoint::{Checkpoint, Files, ModelConfig, Quantization};
 use models::{KvDtype, MemoryPlan};
@@ -45,8 +45,8 @@ pub fn run(args: &args::Plan) -> Result<()> {
             format!("{} x {} x {}", part.count, grouped(part.out_features), grouped(part.in_features));
         [part.name.to_owned(), shape, bytes(part.bytes)]
     });
-    println!("{}", table([&report.model, "count x rows x columns", "size"], rows));
-    println!();
+    print_line(table([&report.model, "count x rows x columns", "size"], rows))?;
+    print_line("")?;
     let fits = report.weight_bytes + report.reserved_bytes <= report.memory_bytes;
     let rows = [
         ["weights".to_owned(), bytes(report.weight_bytes)],
@@ -55,9 +55,9 @@ pub fn run(args: &args::Plan) -> Result<()> {
         [format!("tokens of KV cache in {}", bytes(report.memory_bytes)), grouped(report.kv_tokens)],
         [format!("sequences of {} tokens", grouped(report.context)), grouped(report.sequences)],
     ];
-    println!("{}", table(["", ""], rows));
+    print_line(table(["", ""], rows))?;
     if !fits {
-        println!("\nThe weights do not fit: give more --memory, or take a checkpoint with fewer bits.");
+        print_line("\nThe weights do not fit: give more --memory, or take a checkpoint with fewer bits.")?;
     }
     Ok(())
 }

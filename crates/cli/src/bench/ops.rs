@@ -9,7 +9,7 @@ use super::workload::{Workload, at_least_1};
 use crate::args::BenchOps;
 use crate::error::{Error, Result};
 use crate::machine::Machine;
-use crate::output::print_json;
+use crate::output::{print_json, print_line};
 use crate::progress::progress_bar;
 use crate::table::{grouped, table};
 use device::Card;
@@ -117,8 +117,7 @@ pub fn run<B: Clock>(
     if args.model.json {
         return print_json(&report);
     }
-    report.print(shape);
-    Ok(())
+    report.print(shape)
 }
 
 /// A step with the time of each of its ops.
@@ -174,14 +173,14 @@ fn name(op: Op) -> &'static str {
 }
 
 impl Report {
-    fn print(&self, shape: StepShape) {
-        println!("{}", self.setting.line());
-        println!(
+    fn print(&self, shape: StepShape) -> Result<()> {
+        print_line(self.setting.line())?;
+        print_line(format_args!(
             "a decode step of {} sequences, {} tokens in the cache; means of {} steps\n",
             grouped(self.batch as u64),
             grouped(shape.kv_tokens as u64),
             self.steps
-        );
+        ))?;
         let whole = self.timed_step_seconds;
         let milliseconds = |seconds: f64| format!("{:.4}", seconds * 1e3);
         let row = |name: &str, calls: Option<usize>, seconds: f64, floor: Option<f64>| {
@@ -202,7 +201,7 @@ impl Report {
         if let Some(step) = self.step_seconds {
             rows.push(row("the step as it runs, p50", None, step.p50, self.limit_seconds));
         }
-        println!("{}", table(["op", "calls", "ms", "µs a call", "%", "floor ms", "x floor"], rows));
+        print_line(table(["op", "calls", "ms", "µs a call", "%", "floor ms", "x floor"], rows))
     }
 }
 

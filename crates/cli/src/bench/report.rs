@@ -6,7 +6,7 @@ use super::target::Target;
 use super::workload::Workload;
 use crate::error::Result;
 use crate::machine::{Machine, Memory};
-use crate::output::print_json;
+use crate::output::{print_json, print_line};
 use crate::table::{bytes, grouped, table};
 use device::{Card, PAGE_SIZE};
 use models::{KvDtype, MemoryPlan};
@@ -134,8 +134,7 @@ impl Results<'_> {
         if json {
             return print_json(&report);
         }
-        report.print();
-        Ok(())
+        report.print()
     }
 
     fn report(self) -> Report {
@@ -203,16 +202,16 @@ fn memory(plan: &MemoryPlan, pages: usize, watch: Watch) -> MemoryReport {
 }
 
 impl Report {
-    fn print(&self) {
-        println!("{}", self.setting.line());
-        println!(
+    fn print(&self) -> Result<()> {
+        print_line(self.setting.line())?;
+        print_line(format_args!(
             "{} sequences, {} + {} tokens each\n",
             grouped(self.batch as u64),
             grouped(self.isl as u64),
             grouped(self.osl as u64)
-        );
-        println!("{}\n", self.times());
-        println!("{}", self.memory.table());
+        ))?;
+        print_line(format_args!("{}\n", self.times()))?;
+        print_line(self.memory.table())
     }
 
     fn times(&self) -> comfy_table::Table {
