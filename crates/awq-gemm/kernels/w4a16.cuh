@@ -254,7 +254,8 @@ template <class V>
 __device__ __forceinline__ void turn(uint32_t shared, const Problem& p, int thread) {
     // A 16 of a row is two 16-byte chunks c and c + 1 (c even), at c ^ (row % 8) and that ^ 1. Four 16s of two rows are one
     // pass over all banks. A thread has the same place in every pass: rows advance by kTurners / 4, a multiple of 8.
-    constexpr int kPasses = V::kXBytes / 32 / kTurners;
+    constexpr int kPasses = V::kXBytes / 32 / kTurners, kAtOnce = kPasses > 1 ? 2 : 1;
+    static_assert(kPasses % kAtOnce == 0);
     const int row = thread / 4;
     const int at = row * 128 + ((2 * (thread % 4)) ^ (row % 8)) * 16;
     Segment s;
@@ -264,16 +265,16 @@ __device__ __forceinline__ void turn(uint32_t shared, const Problem& p, int thre
             const uint32_t first = stages.data() + at;
             stages.wait_full();
 #pragma unroll 1
-            for (int pass = 0; pass < kPasses; pass += 2) {
-                uint4 low[2], high[2];
+            for (int pass = 0; pass < kPasses; pass += kAtOnce) {
+                uint4 low[kAtOnce], high[kAtOnce];
 #pragma unroll
-                for (int i = 0; i < 2; ++i) {
+                for (int i = 0; i < kAtOnce; ++i) {
                     const uint32_t from = first + (pass + i) * (kTurners / 4) * 128;
                     low[i] = shared_load_128(from);
                     high[i] = shared_load_128(from ^ 16);
                 }
 #pragma unroll
-                for (int i = 0; i < 2; ++i) {
+                for (int i = 0; i < kAtOnce; ++i) {
                     const uint32_t to = first + (pass + i) * (kTurners / 4) * 128;
                     shared_store_128(to, every_second(low[i], high[i], 0x5410));
                     shared_store_128(to ^ 16, every_second(low[i], high[i], 0x7632));

@@ -50,15 +50,18 @@ macro_rules! variants {
 
 /// In step with w4a16_sm90.cu. Of the narrowest tiles that hold the batch (or else the widest) the last whose `from_features`
 /// are there: tiles of 512 features read activations half as often, and pay where there is one for most multiprocessors.
-static VARIANTS: [Variant; 11] = variants![
+static VARIANTS: [Variant; 14] = variants![
     // name       group_size  tokens   from  multipliers  blocks  stages
+    "g128_t8_f256"        128       8      0            4       1      12
+    "g128_t8_f512"        128       8  12288            4       2       6
     "g128_t16_f256"       128      16      0            4       1      10
-    "g128_t16_f512"       128      16  32768            4       2       5
+    "g128_t16_f512"       128      16  12288            4       2       5
     "g128_t32_f256"       128      32      0            4       1       8
-    "g128_t32_f512"       128      32  32768            4       2       5
+    "g128_t32_f512"       128      32  12288            4       2       5
     "g128_t64_f256"       128      64      0            2       2       6
     "g128_t64_f512"       128      64  32768            2       4       4
     "g128_t128_f256"      128     128      0            2       2       4
+    "g64_t8_f256"          64       8      0            4       1      12
     "g64_t16_f256"         64      16      0            4       1      10
     "g64_t32_f256"         64      32      0            4       1       8
     "g64_t64_f256"         64      64      0            2       2       6
@@ -311,9 +314,18 @@ mod tests {
             let variant = Variant::choose(group_size, tokens, out_features)?;
             Some((variant.tokens, variant.features()))
         };
-        for (tokens, tile) in
-            [(0, 16), (1, 16), (16, 16), (17, 32), (33, 64), (65, 128), (129, 128), (4096, 128)]
-        {
+        for (tokens, tile) in [
+            (0, 8),
+            (1, 8),
+            (8, 8),
+            (9, 16),
+            (16, 16),
+            (17, 32),
+            (33, 64),
+            (65, 128),
+            (129, 128),
+            (4096, 128),
+        ] {
             assert_eq!(chosen(128, tokens, 8192), Some((tile, 256)));
             assert_eq!(chosen(128, tokens, 57344), Some((tile, if tile == 128 { 256 } else { 512 })));
             assert_eq!(chosen(64, tokens, 57344), Some((tile, 256)));
