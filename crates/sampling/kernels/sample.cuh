@@ -25,6 +25,8 @@ constexpr int kBuckets = 2048;
 constexpr int kSliceTokens = 8192;  // of the vocabulary, whose occurrences are counted at a time
 constexpr float kLargest = 3.402823466e38f;
 constexpr uint32_t kNan = 0x7fc00000u;
+constexpr uint64_t kNotFinite = ~0ull;  // above the key of any finite logit
+constexpr uint32_t kAtOnce = 6;
 
 // Options of a row, as `RowParams` of batch.rs.
 struct RowParams {
@@ -113,7 +115,13 @@ __device__ __forceinline__ Found find(uint32_t count, Shared& shared, Value valu
         const uint32_t part = (count + 1023) / 1024 * 32;
         const uint32_t end = first + min(count, (warp + 1) * part);
         uint64_t sum = 0;
-        for (uint32_t i = first + warp * part + lane; i < end; i += 32) sum += value(i);
+        // Several loads in flight.
+        for (uint32_t i = first + warp * part + lane; i < end; i += 32 * kAtOnce) {
+#pragma unroll
+            for (uint32_t j = 0; j < kAtOnce; ++j) {
+                if (i + 32 * j < end) sum += value(i + 32 * j);
+            }
+        }
 #pragma unroll
         for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, distance);
         if (lane == 0) shared.sums[warp] = sum;
@@ -157,15 +165,27 @@ struct Row {
 
     template <class Each>
     __device__ __forceinline__ void each(Each run) const {
-#pragma unroll 4
-        for (uint32_t id = threadIdx.x; id < vocab_size; id += kThreads) run(id, logits[id]);
+        for (uint32_t first = threadIdx.x; first < vocab_size; first += kThreads * kAtOnce) {
+            float loaded[kAtOnce];
+#pragma unroll
+            for (uint32_t i = 0; i < kAtOnce; ++i) {
+                const uint32_t id = first + i * kThreads;
+                loaded[i] = id < vocab_size ? logits[id] : 0.0f;
+            }
+#pragma unroll
+            for (uint32_t i = 0; i < kAtOnce; ++i) {
+                const uint32_t id = first + i * kThreads;
+                if (id < vocab_size) run(id, loaded[i]);
+            }
+        }
     }
 
-    // The largest key over the lowest id that has it, as one number.
+    // The largest key over the lowest id that has it, as one number; kNotFinite where a logit is not.
     __device__ __forceinline__ uint64_t largest() const {
         uint64_t best = 0;
         each([&](uint32_t id, float logit) {
-            const uint64_t ranked = static_cast<uint64_t>(key_of(logit)) << 32 | ~id;
+            const bool finite = fabsf(logit) <= kLargest;
+            const uint64_t ranked = finite ? static_cast<uint64_t>(key_of(logit)) << 32 | ~id : kNotFinite;
             best = ranked > best ? ranked : best;
         });
         return block_max(best, shared);
@@ -176,7 +196,7 @@ struct Row {
     template <class Value, class Need>
     __device__ __forceinline__ void narrow(Threshold& kept, Value value, Need need) const {
         uint32_t key = 0;
-        uint64_t above = 0, needed = 0;
+        uint64_t above = 0, needed = 0, all_equal = 0;
         // Of the threshold's own key the kept ones are few by id: they are counted, and added as one.
         uint64_t equals = 0;
         if (kept.key > 0) {
@@ -211,10 +231,15 @@ struct Row {
                 });
             above += found.before;
             key |= (kBuckets - 1 - found.index) << shift;
+            all_equal = shared.buckets[found.index];
             __syncthreads();
         }
-        // How many equal ones it takes, and the id of the last of them.
+        // How many equal ones it takes, and, if not all, the id of the last of them.
         const uint64_t one = value(logit_of(key));
+        if (needed - above + one > all_equal) {
+            kept = {key, key == kept.key ? kept.last_id : 0xffffffffu};
+            return;
+        }
         const uint64_t count = (needed - above + one - 1) / one;
         const auto is_equal = [&](uint32_t id) -> uint64_t { return key_of(logits[id]) == key && kept.keeps(key, id); };
         const Found last = find(vocab_size, shared, is_equal, [&](uint64_t all) { return min(count, all) - 1; });
@@ -341,16 +366,14 @@ __device__ __forceinline__ void sample(const Batch& batch) {
     float* logits = batch.logits + static_cast<size_t>(index) * batch.vocab_size;
     const Row row{logits, batch.vocab_size, shared};
 
-    bool finite = true;
-    row.each([&](uint32_t, float logit) { finite &= fabsf(logit) <= kLargest; });
-    if (!__syncthreads_and(finite)) {
+    uint64_t best = row.largest();
+    if (best == kNotFinite) {
         if (threadIdx.x == 0) {
             batch.tokens[index] = kNoToken;
             batch.logprobs[index] = __uint_as_float(kNan);
         }
         return;
     }
-    uint64_t best = row.largest();
     const float own_largest = logit_of(static_cast<uint32_t>(best >> 32));
     double log_total = 0;
     if (params.logprob) {
