@@ -1,44 +1,85 @@
-// Entry points of fp8_quantize. Rows are shared out one block a token, 32 to 1024 threads, in whole warps; features are a
-// multiple of 8, rows start at multiples of 16 bytes. See quantize.cuh for how a row is split.
+// Entry points of fp8_quantize. Rows are shared out one block a token at a time, 32 to 1024 threads, in whole warps; features
+// are a multiple of 8, rows start at multiples of 16 bytes. See quantize.cuh for how a row is split.
 #include "quantize.cuh"
 
 using namespace peregrine;
 
-struct TokenRow {
-    const uint4* x;
-    uint2* codes;
-    float* group_sums;
-    uint32_t vectors;
+struct Tensor {
+    const uint16_t* x;
+    uint8_t* codes;
+    float* scales;
+    float* group_sums;  // or null
+    uint32_t tokens, features, group_shift;  // groups of 2^group_shift
+
+    __device__ __forceinline__ const uint4* row(uint32_t token) const {
+        return reinterpret_cast<const uint4*>(x + size_t(token) * features);
+    }
+    __device__ __forceinline__ OutputRow output(uint32_t token) const {
+        const size_t first = size_t(token) * features;
+        return {reinterpret_cast<uint2*>(codes + first), group_sums == nullptr ? nullptr : group_sums + (first >> group_shift),
+                features / vector_elements, group_shift - 3};
+    }
 };
 
-__device__ __forceinline__ TokenRow row_of_block(const uint16_t* x, uint8_t* codes, float* group_sums,
-                                                 uint32_t features, uint32_t group_size) {
-    const size_t first = size_t(blockIdx.x) * features;
-    return {reinterpret_cast<const uint4*>(x + first), reinterpret_cast<uint2*>(codes + first),
-            group_sums == nullptr ? nullptr : group_sums + first / group_size, features / vector_elements};
+// Rows of at most `count` vectors a thread, from row to row. `given`: the scales are there already; else they are
+// max |x[t]| / 448, and are written.
+template <int count, bool given>
+__device__ __forceinline__ void quantize_held(const Tensor& tensor) {
+    grid_wait_predecessor();
+    grid_release_successor();
+    const uint32_t vectors = tensor.features / vector_elements;
+    Held<count> next;
+    if (blockIdx.x < tensor.tokens) next.load(tensor.row(blockIdx.x), vectors);
+    uint32_t turn = 0;
+    for (uint32_t token = blockIdx.x; token < tensor.tokens; token += gridDim.x, turn ^= 1) {
+        const Held<count> held = next;
+        if (tensor.tokens - token > gridDim.x) next.load(tensor.row(token + gridDim.x), vectors);
+        const float scale = given ? tensor.scales[token] : scale_from_absmax(block_max(held.absmax(), turn));
+        if (!given && threadIdx.x == 0) tensor.scales[token] = scale;
+        const Divisor by = divisor(scale);
+        const OutputRow output = tensor.output(token);
+        constexpr Quotients usual = given ? Quotients::ordinary : Quotients::bounded;
+        if (by.ordinary && output.group_sums != nullptr && output.steps == steps_of_128) {
+            held.template store<usual, true>(by, output);
+        } else if (by.ordinary) {
+            held.template store<usual, false>(by, output);
+        } else {
+            held.template store<Quotients::any, false>(by, output);
+        }
+    }
 }
 
-// scales[t] = max |x[t]| / 448, then codes and group sums by it.
-extern "C" __global__ void __launch_bounds__(1024)
-    quantize_per_token(const uint16_t* x, uint8_t* codes, float* scales, float* group_sums, uint32_t features,
-                       uint32_t group_size) {
+// Rows of any length, one a block.
+template <bool given>
+__device__ __forceinline__ void quantize_long(const Tensor& tensor) {
     grid_wait_predecessor();
-    const TokenRow row = row_of_block(x, codes, group_sums, features, group_size);
-    const float scale = scale_from_absmax(absmax_of_row(row.x, row.vectors));
-    if (threadIdx.x == 0) scales[blockIdx.x] = scale;
-    store_row(row.x, scale, row.codes, row.group_sums, row.vectors, group_size);
     grid_release_successor();
+    const uint32_t token = blockIdx.x;
+    const uint4* row = tensor.row(token);
+    const float scale = given ? tensor.scales[token] : scale_from_absmax(absmax_of_row(row, tensor.features / vector_elements));
+    if (!given && threadIdx.x == 0) tensor.scales[token] = scale;
+    const Divisor by = divisor(scale);
+    if (by.ordinary) {
+        store_row<Quotients::ordinary>(row, by, tensor.output(token));
+    } else {
+        store_row<Quotients::any>(row, by, tensor.output(token));
+    }
 }
 
-// The same by scales that are there already.
-extern "C" __global__ void __launch_bounds__(1024)
-    quantize_by_scales(const uint16_t* x, uint8_t* codes, const float* scales, float* group_sums, uint32_t features,
-                       uint32_t group_size) {
-    grid_wait_predecessor();
-    const TokenRow row = row_of_block(x, codes, group_sums, features, group_size);
-    store_row(row.x, scales[blockIdx.x], row.codes, row.group_sums, row.vectors, group_size);
-    grid_release_successor();
-}
+#define QUANTIZE(NAME, BODY)                                                                                       \
+    extern "C" __global__ void __launch_bounds__(1024)                                                             \
+        NAME(const uint16_t* x, uint8_t* codes, float* scales, float* group_sums, uint32_t tokens,                 \
+             uint32_t features, uint32_t group_shift) {                                                            \
+        BODY({x, codes, scales, group_sums, tokens, features, group_shift});                                       \
+    }
+QUANTIZE(quantize_per_token_1, (quantize_held<1, false>))
+QUANTIZE(quantize_per_token_2, (quantize_held<2, false>))
+QUANTIZE(quantize_per_token_4, (quantize_held<4, false>))
+QUANTIZE(quantize_per_token_long, quantize_long<false>)
+QUANTIZE(quantize_by_scales_1, (quantize_held<1, true>))
+QUANTIZE(quantize_by_scales_2, (quantize_held<2, true>))
+QUANTIZE(quantize_by_scales_4, (quantize_held<4, true>))
+QUANTIZE(quantize_by_scales_long, quantize_long<true>)
 
 // scales[t] = max |x[t]|: the first step of a scale for the whole tensor.
 extern "C" __global__ void __launch_bounds__(1024) absmax_per_token(const uint16_t* x, float* scales, uint32_t features) {
