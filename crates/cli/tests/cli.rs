@@ -213,6 +213,19 @@ fn a_missing_gpu_is_named() {
 }
 
 #[test]
+fn a_reader_that_has_gone_ends_the_command_quietly() {
+    use std::process::{Command, Stdio};
+    for args in [&["plan", "--preset", "falcon-180b"][..], &["generate", "--prompt", "a"], &["doctor"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_peregrine"));
+        let mut child = command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && !errors.contains("panicked"), "{args:?}: {errors}");
+    }
+}
+
+#[test]
 fn other_mistakes_are_one_line_too() {
     refused(&["generate", "-m", "no/such/folder", "--prompt", "a"], &["no/such/folder", "tiny-llama"]);
     refused(&["generate", "--prompt", "a", "--temperature", "-1"], &["temperature"]);
