@@ -1,5 +1,9 @@
-//! What the benchmarks share: the embedded models, and batches of sequences to step them with.
-#![forbid(unsafe_code)]
+//! What the benchmarks share: the embedded models and batches of sequences to step them with; with feature `cuda` the
+//! timing of kernels, the card's ceilings, and operands of real layers.
+#![cfg_attr(not(feature = "cuda"), forbid(unsafe_code))]
+
+#[cfg(feature = "cuda")]
+pub mod gpu;
 
 use checkpoint::Checkpoint;
 use models::{Backend, KvDtype, Model, Result, Sample, Step, StepSequence};
