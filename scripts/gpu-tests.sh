@@ -7,11 +7,12 @@
 #     --sanitizer   each binary four times, under compute-sanitizer's memcheck, racecheck, initcheck and synccheck;
 #                   SANITIZER_TOOLS="memcheck racecheck" chooses
 #     --bench       the benchmarks instead, with their output
+#     --filter RE   with --bench, only benchmarks whose name matches
 #     --only WORD   only binaries with WORD in their name
 #     --from DIR    where the archive lies (dist/)
 #
-# `pack` needs nvcc (scripts/get-nvcc.sh). It takes every crate that has tests/gpu.rs, or those named; if none is named, the
-# benchmarks of benches/ too, where they have a feature cuda. `run` needs this script and the archive, an NVIDIA driver, and
+# `pack` needs nvcc (scripts/get-nvcc.sh). It takes every crate that has tests/gpu.rs and the benchmarks of kernels, or those
+# named (`benches` is the benchmarks). `run` needs this script and the archive, an NVIDIA driver, and
 # cuBLASLt 13 for products: from LD_LIBRARY_PATH, from /usr/local/cuda, or from python3's nvidia-cublas package.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -34,22 +35,28 @@ collect() {
 
 pack() {
   cd "$root"
-  local crates=("$@") packages=() features=() crate kb
+  local crates=("$@") packages=() features=() crate benches="" kb
   stage=dist/gpu-tests
   rm -rf "$stage"
   mkdir -p "$stage"
   if [ ${#crates[@]} -eq 0 ]; then
     for crate in crates/*/tests/gpu.rs; do crates+=("$(basename "$(dirname "$(dirname "$crate")")")"); done
-    if grep -q '^cuda = ' benches/Cargo.toml; then
-      cargo bench -p benches --features cuda --no-run --message-format=json | collect bench
-    fi
+    crates+=(benches)
   fi
   for crate in "${crates[@]}"; do
+    if [ "$crate" = benches ]; then benches=yes; continue; fi
     packages+=(-p "$crate")
     features+=("$crate/cuda")
   done
-  cargo test "${packages[@]}" --features "$(IFS=,; echo "${features[*]}")" --test gpu --no-run --message-format=json |
-    collect test
+  if [ -n "$benches" ]; then
+    # Those of kernels; model_step reads files of the checkout, and needs no card.
+    cargo bench -p benches --features cuda --bench awq_gemm --bench fp8 --bench gqa_attention --bench sustained --no-run \
+      --message-format=json | collect bench
+  fi
+  if [ ${#packages[@]} -ne 0 ]; then
+    cargo test "${packages[@]}" --features "$(IFS=,; echo "${features[*]}")" --test gpu --no-run --message-format=json |
+      collect test
+  fi
   [ -n "$(ls "$stage")" ] || { echo "no test binary was built" >&2; exit 1; }
   tar -C dist -czf "dist/$archive" gpu-tests
   kb=$(du -k "dist/$archive" | cut -f 1)
@@ -89,11 +96,12 @@ run_one() {
 }
 
 run() {
-  local mode=tests only="" dir="$root/dist" prefix="" binary name tool work
+  local mode=tests only="" filter="" dir="$root/dist" prefix="" binary name tool work
   while [ $# -gt 0 ]; do
     case $1 in
       --sanitizer) mode=sanitizer ;;
       --bench) mode=bench prefix=bench- ;;
+      --filter) filter=${2:?--filter needs a pattern}; shift ;;
       --only) only=${2:?--only needs a word}; shift ;;
       --from) dir=${2:?--from needs a folder}; shift ;;
       *) echo "unknown option $1" >&2; exit 2 ;;
@@ -110,7 +118,7 @@ run() {
     [ -x "$binary" ] || { echo "nothing packed has \"$only\" in its name" >&2; exit 2; }
     name=$(basename "$binary")
     if [ "$mode" = bench ]; then
-      "$binary" --bench
+      "$binary" --bench ${filter:+"$filter"} || { echo "$name failed" >&2; failed=1; }
       continue
     fi
     if [[ $name == bench-* ]]; then continue; fi
@@ -125,7 +133,7 @@ run() {
     done
   done
   rm -rf "$work"
-  if [ "$mode" = bench ]; then return; fi
+  if [ "$mode" = bench ]; then return "$failed"; fi
   echo "$passed passed, $failed failed"
   [ "$failed" -eq 0 ]
 }
