@@ -45,8 +45,12 @@ impl Sample<'_> {
     /// Chooses from one row of logits on the host.
     pub fn choose(&self, logits: &[f32]) -> device::Result<sampling::Sampled> {
         let history = sampling::History { tokens: self.history, prompt_len: self.prompt_len };
-        let draw = self.history.len().saturating_sub(self.prompt_len) as u64;
-        sampling::Sampler::new(logits.len(), self.params)?.sample(logits, history, draw)
+        sampling::Sampler::new(logits.len(), self.params)?.sample(logits, history, self.draw())
+    }
+
+    /// The random counter: the number of generated tokens.
+    pub fn draw(&self) -> u64 {
+        self.history.len().saturating_sub(self.prompt_len) as u64
     }
 }
 

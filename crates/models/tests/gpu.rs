@@ -453,3 +453,70 @@ fn batches_grow_and_shrink_between_replays() {
     let bad = StepSequence { tokens: &tokens[0], context_len: 1, prompt_len: 1, pages: &[99], sample: None };
     assert!(model.step(&Step { sequences: vec![bad] }).is_err());
 }
+
+/// A decode step's rows with many options: on the device what the host's sampler makes of the same logits.
+#[test]
+#[ignore = "needs an H200"]
+fn options_of_sampling_run_on_the_device() {
+    let (config, quantization) = settings(llama(1, serde_json::Value::Null));
+    let mut model =
+        Model::synthetic(&config, &quantization, cuda(), 64, KvDtype::Bf16, 5, &mut |_| ()).unwrap();
+    let params = |seed: u64| sampling::Params {
+        temperature: [0.0, 0.7, 1.3][seed as usize % 3],
+        top_k: [0, 5, 50][seed as usize / 3 % 3],
+        top_p: [1.0, 0.9][seed as usize % 2],
+        min_p: [0.0, 0.05][seed as usize / 2 % 2],
+        repetition_penalty: [1.0, 1.3][seed as usize / 5 % 2],
+        presence_penalty: [0.0, 0.5][seed as usize / 7 % 2],
+        frequency_penalty: [0.0, 0.2][seed as usize / 3 % 2],
+        logit_bias: if seed % 4 == 1 { vec![(7, 3.0), (9, -2.0)] } else { Vec::new() },
+        seed,
+        logprobs: seed.is_multiple_of(6).then_some(0),
+    };
+    let all: Vec<_> = (0..40).map(params).collect();
+    let mut rng = op_test::Rng::new(23);
+    let histories: Vec<Vec<u32>> =
+        (0..40).map(|len| (0..=len).map(|_| (rng.bits() % 512) as u32).collect()).collect();
+    let pages: Vec<[u32; 1]> = (0..40).map(|page| [page]).collect();
+    let sequences = (0..40).map(|index| {
+        let history = &histories[index];
+        StepSequence {
+            tokens: &history[history.len() - 1..],
+            context_len: 1,
+            prompt_len: 1,
+            pages: &pages[index],
+            sample: Some(Sample { params: &all[index], history, prompt_len: history.len() / 2 }),
+        }
+    });
+    let step = Step { sequences: sequences.collect() };
+    for _ in 0..3 {
+        let logits = model.logits(&step).unwrap();
+        let sampled = model.step(&step).unwrap();
+        for (index, (row, sampled)) in logits.chunks_exact(512).zip(&sampled).enumerate() {
+            let wanted = step.sequences[index].sample.unwrap().choose(row).unwrap();
+            assert_eq!(sampled.token, wanted.token, "{index}: {:?}", all[index]);
+            let close = match (sampled.logprob, wanted.logprob) {
+                (Some(a), Some(b)) => (a - b).abs() < 1e-4,
+                (a, b) => a.is_none() && b.is_none(),
+            };
+            assert!(close, "{index}: {:?} against {:?}", sampled.logprob, wanted.logprob);
+        }
+    }
+}
+
+/// Activations that stay in 16 bits in front of INT4 weights.
+#[test]
+#[ignore = "needs an H200"]
+fn w4a16_models_agree_as_bf16_ones_do() {
+    for group_size in [64, 128] {
+        let (config, quantization) = settings(llama(2, awq(group_size)));
+        let texts = texts(512, 16);
+        let full = models::Int4Activations::Full;
+        let cpu = Cpu { int4_activations: full };
+        let cpu = Model::synthetic(&config, &quantization, cpu, 40, KvDtype::F32, 3, &mut |_| ()).unwrap();
+        let gpu = cuda().with_int4_activations(full);
+        let gpu = Model::synthetic(&config, &quantization, gpu, 40, KvDtype::Bf16, 3, &mut |_| ()).unwrap();
+        let (cpu, gpu) = (run(cpu, &texts, 16), run(gpu, &texts, 16));
+        assert!(agree("llama AWQ, W4A16", &cpu.steps, &gpu.steps, 512, plain_bound(2)), "{group_size}");
+    }
+}

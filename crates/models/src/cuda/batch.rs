@@ -101,14 +101,14 @@ impl<'a> Views<'a> {
     }
 }
 
-/// Lays a step out.
+/// Lays sections of words out one behind the other.
 #[derive(Default)]
-struct Builder {
-    indices: Vec<u32>,
+pub(super) struct Builder {
+    pub indices: Vec<u32>,
 }
 
 impl Builder {
-    fn section(&mut self, values: impl IntoIterator<Item = u32>) -> Range<usize> {
+    pub fn section(&mut self, values: impl IntoIterator<Item = u32>) -> Range<usize> {
         let start = self.indices.len().next_multiple_of(ALIGNMENT);
         self.indices.resize(start, 0);
         self.indices.extend(values);

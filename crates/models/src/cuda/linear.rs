@@ -2,8 +2,9 @@
 
 use super::tensor::{Input, Logits, Tensor, quantized};
 use super::{Cuda, lock};
+use crate::cpu::Int4Activations;
 use crate::weights::{LinearWeights, Matrix};
-use awq_gemm::{DeviceInt4Weights, PackedWeights, W4A8};
+use awq_gemm::{DeviceInt4Weights, PackedWeights, W4A8, W4A16};
 use bytemuck::Pod;
 use cudarc::driver::{CudaSlice, DeviceRepr};
 use device::gpu::{download, upload};
@@ -11,7 +12,7 @@ use device::{Check, E4m3, Result};
 use fp8::{DenseProduct, Fp8Product, Quantize};
 use half::bf16;
 use layers::{Activate, Activation};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// A linear layer.
 pub struct Linear {
@@ -30,6 +31,11 @@ enum Product {
     },
     W4A8 {
         plan: W4A8,
+        weights: DeviceInt4Weights,
+        bias: Option<CudaSlice<f32>>,
+    },
+    W4A16 {
+        plan: W4A16,
         weights: DeviceInt4Weights,
         bias: Option<CudaSlice<f32>>,
     },
@@ -111,11 +117,17 @@ impl Linear {
                 let plan = DenseProduct::new(in_features, out_features)?;
                 (Product::Dense { plan, weight, bias: narrow_bias(bias)? }, Form::Plain)
             }
-            DeviceMatrix::Int4 { weights, input_scale } => {
-                let plan = W4A8::new(weights.shape());
-                let form = Form::quantized(in_features, weights.shape().group_size(), input_scale)?;
-                (Product::W4A8 { plan, weights, bias: wide_bias(bias)? }, form)
-            }
+            DeviceMatrix::Int4 { weights, input_scale } => match cuda.int4_activations {
+                Int4Activations::Fp8 => {
+                    let plan = W4A8::new(weights.shape());
+                    let form = Form::quantized(in_features, weights.shape().group_size(), input_scale)?;
+                    (Product::W4A8 { plan, weights, bias: wide_bias(bias)? }, form)
+                }
+                Int4Activations::Full => {
+                    let plan = W4A16::new(weights.shape());
+                    (Product::W4A16 { plan, weights, bias: wide_bias(bias)? }, Form::Plain)
+                }
+            },
             DeviceMatrix::Fp8 { codes, row_scales, input_scale } => {
                 let plan = Fp8Product::new(in_features, out_features)?;
                 let row_scales = upload(stream, &row_scales, "scales of FP8 weights")?;
@@ -137,7 +149,9 @@ impl Linear {
         }
         let mut all = match &self.product {
             Product::Dense { weight, bias, .. } => vec![bytes(Some(weight.as_ref()))?, bytes(bias.as_ref())?],
-            Product::W4A8 { weights, bias, .. } => vec![bytes(Some(weights.bytes()))?, bytes(bias.as_ref())?],
+            Product::W4A8 { weights, bias, .. } | Product::W4A16 { weights, bias, .. } => {
+                vec![bytes(Some(weights.bytes()))?, bytes(bias.as_ref())?]
+            }
             Product::Fp8 { codes, row_scales, bias, .. } => {
                 vec![bytes(Some(codes))?, bytes(Some(row_scales))?, bytes(bias.as_ref())?]
             }
@@ -203,6 +217,10 @@ impl Linear {
                 let mut workspace = lock(&cuda.w4a8);
                 plan.launch(stream, x, weights, bias.as_ref(), &mut workspace, &mut y.values)?;
             }
+            (Product::W4A16 { plan, weights, bias }, Input::Plain(x)) => {
+                let mut workspace = lock(&cuda.w4a16);
+                plan.launch(stream, &x.values, weights, bias.as_ref(), &mut workspace, &mut y.values)?;
+            }
             (Product::Fp8 { plan, codes, row_scales, bias }, Input::Quantized(x)) => {
                 plan.launch(stream, x, codes, row_scales, bias.as_ref(), &mut y.values)?;
             }
@@ -227,14 +245,14 @@ impl Linear {
                 unbiased(bias.is_some())?;
                 plan.launch_f32(stream, x, codes, row_scales, &mut values)?;
             }
-            (Product::W4A8 { .. }, Input::Quantized(_)) => {
+            (Product::W4A8 { .. }, Input::Quantized(_)) | (Product::W4A16 { .. }, Input::Plain(_)) => {
                 return Err(Check("logits").error("head", "bf16 or FP8 weights", "INT4 weights"));
             }
             (_, input) => return Err(wrong_form(input)),
         }
         let mut tokens = pool.take(rows, "sampled tokens")?;
         sampling::Argmax::new(vocab_size)?.launch(stream, &values, &mut tokens)?;
-        Ok(Logits { values, tokens, vocab_size })
+        Ok(Logits { values: Mutex::new(values), tokens, vocab_size })
     }
 }
 

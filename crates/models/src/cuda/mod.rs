@@ -6,6 +6,7 @@ mod graphs;
 mod linear;
 mod load;
 mod rows;
+mod sample;
 mod stage;
 mod tensor;
 
@@ -15,11 +16,12 @@ pub use linear::Linear;
 pub use tensor::{Input, Logits, Tensor};
 
 use crate::backend::{Backend, CacheSpec, NormWeights};
+use crate::cpu::Int4Activations;
 use crate::load::{EmbeddingSource, LinearSource};
 use crate::step::{Sample, Step};
 use crate::synthetic::SyntheticLinear;
 use crate::weights::LinearWeights;
-use awq_gemm::W4A8Workspace;
+use awq_gemm::{W4A8Workspace, W4A16Workspace};
 use batch::{Indices, lay_out};
 use cudarc::driver::{CudaSlice, CudaStream, DeviceSlice};
 use device::gpu::{Gpu, Pinned, Pool, download, upload};
@@ -37,11 +39,15 @@ use tensor::quantized;
 pub struct Cuda {
     gpu: Gpu,
     pool: Pool,
+    int4_activations: Int4Activations,
     w4a8: Mutex<W4A8Workspace>,
+    w4a16: Mutex<W4A16Workspace>,
     indices: Mutex<Indices>,
     graphs: Mutex<Graphs>,
     /// Where sampled tokens land.
     sampled: Mutex<Pinned<u32>>,
+    /// What options of sampling are copied through.
+    staging: Mutex<Option<sample::Staging>>,
     /// What weights are streamed through while a model is loaded.
     stage: Mutex<Option<Stage>>,
 }
@@ -68,14 +74,22 @@ impl Cuda {
     pub fn new(gpu: Gpu) -> Result<Self> {
         let pool = Pool::new(gpu.stream());
         Ok(Self {
+            int4_activations: Int4Activations::default(),
             w4a8: Mutex::new(W4A8Workspace::new(gpu.stream())?),
+            w4a16: Mutex::new(W4A16Workspace::new(gpu.stream())?),
             indices: Mutex::new(Indices::new(&pool, FIRST_INDICES)?),
             graphs: Mutex::default(),
             sampled: Mutex::new(Pinned::zeros(gpu.context(), FIRST_INDICES)?),
+            staging: Mutex::default(),
             stage: Mutex::default(),
             gpu,
             pool,
         })
+    }
+
+    /// The same, with activations meeting INT4 weights in this way.
+    pub fn with_int4_activations(self, int4_activations: Int4Activations) -> Self {
+        Self { int4_activations, ..self }
     }
 
     /// The GPU.
@@ -247,6 +261,9 @@ impl Backend for Cuda {
     fn sample(&self, logits: &Arc<Logits>, step: &Step<'_>) -> Result<Vec<Sampled>> {
         let samples: Vec<Sample> = step.sequences.iter().filter_map(|sequence| sequence.sample).collect();
         if !samples.iter().all(|sample| sample.params.is_argmax()) {
+            if samples.iter().all(sample::on_device) {
+                return sample::sample(self, logits, &samples);
+            }
             let values = self.to_host(logits)?;
             let rows = values.chunks_exact(logits.vocab_size);
             return samples.iter().zip(rows).map(|(sample, row)| sample.choose(row)).collect();
@@ -257,17 +274,11 @@ impl Backend for Cuda {
         }
         tokens.download(self.stream(), &logits.tokens)?;
         let tokens = &tokens.as_slice()?[..samples.len()];
-        let sampled = |&token: &u32| match token {
-            sampling::NO_TOKEN => {
-                Err(Check("sample").error("logits", "finite numbers", "NaN or an infinity"))
-            }
-            token => Ok(Sampled { token, ..Sampled::default() }),
-        };
-        tokens.iter().map(sampled).collect()
+        tokens.iter().map(|&token| sample::sampled(token, None)).collect()
     }
 
     fn to_host(&self, logits: &Arc<Logits>) -> Result<Vec<f32>> {
-        download(self.stream(), &logits.values)
+        download(self.stream(), &*lock(&logits.values))
     }
 }
 

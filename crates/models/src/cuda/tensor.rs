@@ -4,6 +4,7 @@ use cudarc::driver::DeviceSlice;
 use device::gpu::{Pool, Pooled, download};
 use device::{ActivationShape, Check, E4m3, QuantizedActivation, Result};
 use half::bf16;
+use std::sync::Mutex;
 
 /// bf16 `[tokens, features]`.
 #[derive(Debug)]
@@ -28,7 +29,8 @@ pub type Quantized = QuantizedActivation<Pooled<E4m3>, Pooled<f32>>;
 /// f32 `[rows, vocab_size]` with the token of each row's largest; rows of a captured step's padding last.
 #[derive(Debug)]
 pub struct Logits {
-    pub(super) values: Pooled<f32>,
+    /// Penalties change them for a moment.
+    pub(super) values: Mutex<Pooled<f32>>,
     pub(super) tokens: Pooled<u32>,
     pub(super) vocab_size: usize,
 }
