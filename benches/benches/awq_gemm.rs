@@ -15,20 +15,17 @@ fn main() {
         for tokens in TOKENS {
             let operations = layer.operations(tokens);
             let name = format!("{} {} x {}, M = {tokens}", layer.name, layer.out_features, layer.in_features);
-            let operands =
-                || Int4Layer::new(&bench, layer, tokens, copies).expect("the operands fit the card");
+            let operands = || Int4Layer::new(&bench, layer, tokens, copies);
+            let work = Work::fp8(bench.card(), bytes, operations);
             let mut group = criterion.benchmark_group("W4A8");
-            let (mut product, work) = (operands(), Work::fp8(bench.card(), bytes, operations));
-            bench
-                .measure(&mut group, &name, work, copies, |copy| product.launch_w4a8(copy))
-                .expect("a product runs");
-            drop((group, product));
+            let product = || operands().map(|mut layer| move |copy| layer.launch_w4a8(copy));
+            bench.measure(&mut group, &name, work, copies, product).expect("a product runs");
+            drop(group);
             if tokens <= MOST_W4A16_TOKENS {
+                let work = Work::bf16(bench.card(), bytes, operations);
                 let mut group = criterion.benchmark_group("W4A16");
-                let (mut product, work) = (operands(), Work::bf16(bench.card(), bytes, operations));
-                bench
-                    .measure(&mut group, &name, work, copies, |copy| product.launch_w4a16(copy))
-                    .expect("a product runs");
+                let product = || operands().map(|mut layer| move |copy| layer.launch_w4a16(copy));
+                bench.measure(&mut group, &name, work, copies, product).expect("a product runs");
             }
         }
     }

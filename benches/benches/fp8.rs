@@ -12,25 +12,21 @@ fn main() {
         let copies = bench.copies(bytes);
         for tokens in TOKENS {
             let name = format!("{} {} x {}, M = {tokens}", layer.name, layer.out_features, layer.in_features);
-            let mut product =
-                Fp8Layer::new(&bench, layer, tokens, copies).expect("the operands fit the card");
+            let operands = || Fp8Layer::new(&bench, layer, tokens, copies);
+            let product = || operands().map(|mut layer| move |copy| layer.launch(copy));
             let work = Work::fp8(bench.card(), bytes, layer.operations(tokens));
             let mut group = criterion.benchmark_group("FP8 product");
-            bench
-                .measure(&mut group, &name, work, copies, |copy| product.launch(copy))
-                .expect("a product runs");
+            bench.measure(&mut group, &name, work, copies, product).expect("a product runs");
         }
     }
     for (tokens, features) in [(256, 14848), (960, 8192), (8192, 8192), (4096, 14848), (8192, 14848)] {
         let bytes = Quantizing::bytes(tokens, features);
         let copies = bench.copies(bytes);
-        let mut quantizing =
-            Quantizing::new(&bench, tokens, features, copies).expect("the operands fit the card");
-        let mut group = criterion.benchmark_group("quantize per token");
+        let operands = || Quantizing::new(&bench, tokens, features, copies);
+        let kernel = || operands().map(|mut quantizing| move |copy| quantizing.launch(copy));
         let (name, work) = (format!("{tokens} x {features}"), Work::copy(bench.card(), bytes));
-        bench
-            .measure(&mut group, &name, work, copies, |copy| quantizing.launch(copy))
-            .expect("the kernel runs");
+        let mut group = criterion.benchmark_group("quantize per token");
+        bench.measure(&mut group, &name, work, copies, kernel).expect("the kernel runs");
     }
     criterion.final_summary();
 }

@@ -43,7 +43,6 @@ fn decode<T: Page>(
 ) {
     let bytes = Decode::<T>::bytes(shape, lengths);
     let copies = bench.copies(bytes);
-    let mut decode = Decode::<T>::new(bench, shape, lengths, copies).expect("the cache fits the card");
     // The floor is the cache's bytes alone: 16-bit products over it are short of setting one.
     let work = Work {
         operations: Decode::<T>::operations(shape, lengths),
@@ -51,5 +50,7 @@ fn decode<T: Page>(
         ..Work::fp8(bench.card(), bytes, 0.0)
     };
     let mut group = criterion.benchmark_group(format!("decode {model}, {} pages", T::NAME));
-    bench.measure(&mut group, name, work, copies, |copy| decode.launch(copy)).expect("attention runs");
+    let operands = || Decode::<T>::new(bench, shape, lengths, copies);
+    let decode = || operands().map(|mut decode| move |copy| decode.launch(copy));
+    bench.measure(&mut group, name, work, copies, decode).expect("attention runs");
 }

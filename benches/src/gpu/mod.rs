@@ -163,30 +163,40 @@ impl Bench {
         Ok(Duration::from_secs_f64(each * launches as f64))
     }
 
-    /// One benchmark of `group`, and a line with its time beside the floor.
+    /// One benchmark of `group`, and a line with its time beside the floor. `prepare` makes the operands, which the launch
+    /// that it gives owns; it is not called where the command line leaves this benchmark out.
     pub fn measure<F: FnMut(usize) -> Result<()>>(
         &self,
         group: &mut BenchmarkGroup<'_, WallTime>,
         name: &str,
         work: Work,
         copies: usize,
-        launch: F,
+        prepare: impl FnOnce() -> Result<F>,
     ) -> Result<()> {
-        let replay = self.capture(copies, launch)?;
+        let mut prepare = Some(prepare);
+        let mut replay = None;
         let mut outcome = Ok(());
         let mut seconds = Vec::new();
         group.throughput(work.throughput());
         group.bench_function(name, |bencher| {
-            bencher.iter_custom(|launches| match self.time(&replay, launches) {
-                Ok(time) => {
-                    seconds.push(time.as_secs_f64() / launches as f64);
-                    time
+            if let Some(prepare) = prepare.take() {
+                match prepare().and_then(|launch| self.capture(copies, launch)) {
+                    Ok(captured) => replay = Some(captured),
+                    Err(error) => outcome = Err(error),
                 }
-                Err(error) => {
-                    outcome = Err(error);
-                    // criterion divides by it.
-                    Duration::from_secs(1)
+            }
+            bencher.iter_custom(|launches| {
+                let timed = replay.as_ref().map(|replay| self.time(replay, launches));
+                match timed {
+                    Some(Ok(time)) => {
+                        seconds.push(time.as_secs_f64() / launches as f64);
+                        return time;
+                    }
+                    Some(Err(error)) => outcome = Err(error),
+                    None => {}
                 }
+                // criterion divides by it; the error ends the benchmark.
+                Duration::from_secs(1)
             });
         });
         outcome?;
