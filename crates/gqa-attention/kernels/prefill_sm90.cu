@@ -6,9 +6,9 @@ using namespace peregrine;
 // element, its name, head_dim, consumers, register steps, rounds, bytes of dynamic shared memory. Blocks have
 // 128 * (consumers + 1) threads; how many consumers was chosen by time.
 #define PREFILL_VARIANTS(V)             \
-    V(E4m3, e4m3, 64, 3, 2, 1, 66432)   \
-    V(E4m3, e4m3, 128, 2, 4, 1, 131840) \
-    V(Bf16, bf16, 64, 3, 4, 1, 131968)  \
+    V(E4m3, e4m3, 64, 4, 0, 2, 98816)   \
+    V(E4m3, e4m3, 128, 3, 1, 4, 168448) \
+    V(Bf16, bf16, 64, 4, 1, 1, 156160)  \
     V(Bf16, bf16, 128, 3, 2, 1, 201216)
 
 #define PREFILL_ENTRY(ELEMENT, NAME, HEAD_DIM, CONSUMERS, STEPS, ROUNDS, SHARED)                                 \

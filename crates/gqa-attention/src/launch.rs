@@ -87,6 +87,10 @@ impl Attention {
     /// # Safety
     /// The contents of `batch` are on the device and cannot be checked here: [`BatchView::check`] must hold for them,
     /// with the pages of the pool, when the kernel runs, and their last query offset must be at most `tokens`.
+    ///
+    /// One thing more than it allows may be there: a sequence with a context length of 0 and one query is padding of a captured
+    /// step. Its row of the block tables is not read, its query may hold anything, its rows of `output` become zeros and
+    /// its log-sum-exp minus infinity.
     pub unsafe fn launch<T: Element>(
         &self,
         stream: &Arc<CudaStream>,

@@ -4,9 +4,9 @@ use crate::common::{Case, Paged};
 use crate::truth::{Page, check};
 use cudarc::driver::DeviceRepr;
 use cudarc::driver::{CudaSlice, CudaStream};
-use device::gpu::{Gpu, download, upload};
+use device::gpu::{Gpu, download, multiprocessors, upload};
 use device::{BatchView, Element, KvPages};
-use gqa_attention::{Attention, AttentionShape, AttentionWorkspace};
+use gqa_attention::{Attention, AttentionKernel, AttentionShape, AttentionWorkspace};
 use half::bf16;
 use op_test::{Guarded, Rng};
 use std::sync::{Arc, OnceLock};
@@ -111,6 +111,12 @@ impl<T: Page> OnDevice<T> {
     }
 }
 
+/// The kernel of a launch on this device.
+pub fn kernel(plan: &Attention, sequences: usize, max_queries: usize) -> AttentionKernel {
+    let multiprocessors = multiprocessors(gpu().stream()).unwrap() as usize;
+    plan.kernel(sequences, max_queries, multiprocessors)
+}
+
 /// The case with queries as the kernel sees them.
 pub fn rounded<T>(mut case: Case<T>) -> Case<T> {
     case.queries.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32());
@@ -140,7 +146,7 @@ pub fn run<T: Page>(
         on_device.written(stream)
     };
     let first = written();
-    check(case, &first, with_log_sum_exp);
+    check(case, kernel(&plan, case.sequences.len(), max_queries), &first, with_log_sum_exp);
     assert!(bits(&written()) == bits(&first), "a second run gave other bits");
     first
 }

@@ -1,10 +1,9 @@
 //! The prefill kernels. Which kernel runs hangs on the number of queries that the launch is told of, so these tell of many.
 
 use crate::common::{Case, Sequence};
-use crate::on_device::{self, gpu, rounded};
+use crate::on_device::{self, rounded};
 use crate::truth::Page;
 use device::E4m3;
-use device::gpu::multiprocessors;
 use gqa_attention::{Attention, AttentionKernel, AttentionOptions, AttentionShape};
 use half::bf16;
 use op_test::{Rng, cases};
@@ -15,9 +14,7 @@ const MAX_QUERIES: usize = 512;
 
 fn run<T: Page>(rng: &mut Rng, case: &Case<T>, padding: usize, with_log_sum_exp: bool) -> Vec<u16> {
     let plan = Attention::new(case.shape, case.options.clone()).unwrap();
-    let multiprocessors = multiprocessors(gpu().stream()).unwrap() as usize;
-    let kernel = plan.kernel(case.sequences.len(), MAX_QUERIES, multiprocessors);
-    assert_eq!(kernel, AttentionKernel::Prefill);
+    assert_eq!(on_device::kernel(&plan, case.sequences.len(), MAX_QUERIES), AttentionKernel::Prefill);
     let (output, _) = on_device::run(rng, case, MAX_QUERIES, padding, with_log_sum_exp);
     output.iter().map(|x| x.to_bits()).collect()
 }

@@ -3,17 +3,22 @@
 //! Rounding of the probabilities and of the queries is taken as independent from key to key (Higham and Mary 2019): eight
 //! standard deviations bound a sum of such errors with probability 1 - 3e-14. Errors that may all point one way (sums in
 //! the tensor core, the exponential) are bounded by their sum.
+//!
+//! Probabilities p rounded to p (1 + e), values v, output o: where the row's sum is taken over the rounded ones, the output
+//! is off by the sum of p e (v - o) over that of p (1 + e); where it is taken before they are rounded, by that of p e v. An
+//! |e| is at most the unit roundoff (2^-8 for bf16, 2^-4 for e4m3), so either is bounded by the sum of its terms, too,
+//! which is the smaller bound where one key outweighs the others.
 
 use crate::common::{Case, Sequence};
 use cudarc::driver::DeviceRepr;
 use device::{E4m3, Element};
-use gqa_attention::AttentionShape;
+use gqa_attention::{AttentionKernel, AttentionShape};
 use half::bf16;
 use rayon::prelude::*;
 
 /// What the kernel for pages of this element rounds.
 pub trait Page: Element + DeviceRepr {
-    /// Probabilities, relative.
+    /// Probabilities, relative: half of the distance of neighbours at most.
     const WEIGHT: f64;
     /// Probabilities, relative to the largest of their row: half of the smallest step.
     const WEIGHT_FLOOR: f64;
@@ -51,8 +56,13 @@ pub struct Truth {
     pub log_sum_exp_bound: f64,
 }
 
+/// Whether the row sums of a kernel are those of the rounded probabilities: all but prefill's over bf16 pages are.
+fn sums_rounded<T: Page>(kernel: AttentionKernel) -> bool {
+    kernel == AttentionKernel::Decode || T::NAME != bf16::NAME
+}
+
 /// In the order of the rows of `output`.
-pub fn truth<T: Page>(case: &Case<T>) -> Vec<Truth> {
+pub fn truth<T: Page>(case: &Case<T>, kernel: AttentionKernel) -> Vec<Truth> {
     let heads = case.shape.query_heads;
     let tokens = case
         .sequences
@@ -63,11 +73,18 @@ pub fn truth<T: Page>(case: &Case<T>) -> Vec<Truth> {
         tokens.flat_map(|(index, query)| (0..heads).map(move |head| (index, query, head))).collect();
     rows.into_par_iter()
         .enumerate()
-        .map(|(row, (index, query, head))| row_truth(case, row, index, query, head))
+        .map(|(row, (index, query, head))| {
+            row_truth(case, sums_rounded::<T>(kernel), row, [index, query, head])
+        })
         .collect()
 }
 
-fn row_truth<T: Page>(case: &Case<T>, row: usize, index: usize, query: usize, head: usize) -> Truth {
+fn row_truth<T: Page>(
+    case: &Case<T>,
+    sums_rounded: bool,
+    row: usize,
+    [index, query, head]: [usize; 3],
+) -> Truth {
     const DEVIATIONS: f64 = 8.0;
     let AttentionShape { kv_heads, head_dim, .. } = case.shape;
     let Sequence { context, queries } = case.sequences[index];
@@ -107,7 +124,9 @@ fn row_truth<T: Page>(case: &Case<T>, row: usize, index: usize, query: usize, he
     let sum: f64 = scores.iter().map(|s| (s - top).exp()).sum();
     let weights: Vec<f64> = scores.iter().map(|s| (s - top).exp() / sum).collect();
     let floor = T::WEIGHT_FLOOR / sum;
-    let deviation_of = |i: usize| weights[i] * (T::WEIGHT + deviations[i]) + floor;
+    let rounding_of = |weight: f64| weight * T::WEIGHT + floor;
+    // Of the sum of some errors: by chance, and at the worst.
+    let bounded = |variance: f64, all: f64| (DEVIATIONS * variance.sqrt()).min(all / (1.0 - T::WEIGHT));
     // Products of a step of up to 128 tokens in the tensor core, then f32 sums over the steps and the joined parts.
     let sums = 8.0 * T::STEP + (weights.len() as f64).sqrt() / (1 << 22) as f64;
 
@@ -117,24 +136,35 @@ fn row_truth<T: Page>(case: &Case<T>, row: usize, index: usize, query: usize, he
         let values: Vec<f64> =
             (first..=position).map(|token| value_scale * stored(&case.values[index], token, dim)).collect();
         let mean: f64 = weights.iter().zip(&values).map(|(w, v)| w * v).sum();
-        let (mut variance, mut spread, mut size) = (0.0, 0.0, 0.0);
-        for (i, (w, v)) in weights.iter().zip(&values).enumerate() {
-            variance += (deviation_of(i) * (v - mean)).powi(2);
+        let center = if sums_rounded { mean } else { 0.0 };
+        let (mut rounding, mut all, mut variance, mut spread, mut size) = (0.0, 0.0, 0.0, 0.0, 0.0);
+        for ((w, v), deviation) in weights.iter().zip(&values).zip(&deviations) {
+            let off = rounding_of(*w) * (v - center).abs();
+            rounding += off * off;
+            all += off;
+            variance += (w * deviation * (v - mean)).powi(2);
             spread += w * (v - mean).abs();
             size += w * v.abs();
         }
-        let bound =
-            DEVIATIONS * variance.sqrt() + 2.0 * together.exp_m1() * spread + sums * (size + mean.abs());
+        let bound = bounded(rounding, all)
+            + DEVIATIONS * variance.sqrt()
+            + 2.0 * together.exp_m1() * spread
+            + sums * (size + mean.abs());
         output.push(mean);
         // The output's own rounding.
         output_bounds.push(bound + (mean.abs() + bound) / 256.0 + 1e-30);
     }
-    let variance: f64 = (0..weights.len()).map(|i| deviation_of(i).powi(2)).sum();
+    let (mut rounding, mut all, mut variance) = (0.0, 0.0, 0.0);
+    for (w, deviation) in weights.iter().zip(&deviations) {
+        rounding += rounding_of(*w).powi(2);
+        all += rounding_of(*w);
+        variance += (w * deviation).powi(2);
+    }
     // What is below the floor may all be rounded down.
     let lost = weights.len() as f64 * floor;
     let log_sum_exp = top + sum.ln();
-    let log_sum_exp_bound = DEVIATIONS * variance.sqrt()
-        + lost
+    let log_sum_exp_bound = if sums_rounded { bounded(rounding, all) + lost } else { 0.0 }
+        + DEVIATIONS * variance.sqrt()
         + together
         + sums
         + 8.0 * (log_sum_exp.abs() + top.abs() + 1.0) / (1 << 23) as f64;
@@ -144,9 +174,14 @@ fn row_truth<T: Page>(case: &Case<T>, row: usize, index: usize, query: usize, he
 /// Holds what the kernel wrote for `case`; rows behind the batch, and the log-sum-exp where it was not wanted, are poison
 /// still.
 #[track_caller]
-pub fn check<T: Page>(case: &Case<T>, (output, log_sum_exp): &(Vec<bf16>, Vec<f32>), with_log_sum_exp: bool) {
+pub fn check<T: Page>(
+    case: &Case<T>,
+    kernel: AttentionKernel,
+    (output, log_sum_exp): &(Vec<bf16>, Vec<f32>),
+    with_log_sum_exp: bool,
+) {
     let head_dim = case.shape.head_dim;
-    let truth = truth(case);
+    let truth = truth(case, kernel);
     for (row, truth) in truth.iter().enumerate() {
         for (dim, (want, bound)) in truth.output.iter().zip(&truth.output_bounds).enumerate() {
             let got = f64::from(output[row * head_dim + dim].to_f32());
