@@ -56,10 +56,23 @@ struct Batch {
 struct Shared {
     unsigned long long sums[kWarps];
     union {
-        unsigned long long buckets[kBuckets];
+        struct {
+            uint32_t low[kBuckets], high[kBuckets];
+        } buckets;
         uint32_t counts[kSliceTokens];  // bit 31: occurs; below: how often in the text
     };
 };
+
+// Shared memory adds 32 bits at a time (64 would be a loop of compare and swap): the carry goes to the upper half.
+__device__ __forceinline__ void add_to_bucket(Shared& shared, uint32_t bucket, uint64_t amount) {
+    const uint32_t low = static_cast<uint32_t>(amount);
+    const uint32_t carry = atomicAdd(&shared.buckets.low[bucket], low) > ~low;
+    const uint32_t high = static_cast<uint32_t>(amount >> 32) + carry;
+    if (high > 0) atomicAdd(&shared.buckets.high[bucket], high);
+}
+__device__ __forceinline__ uint64_t bucket_sum(const Shared& shared, uint32_t bucket) {
+    return static_cast<uint64_t>(shared.buckets.high[bucket]) << 32 | shared.buckets.low[bucket];
+}
 
 __device__ __forceinline__ uint32_t key_of(float logit) {
     const uint32_t bits = __float_as_uint(logit + 0.0f);  // -0 becomes the 0 it equals
@@ -210,11 +223,11 @@ struct Row {
         for (int pass = 0; pass < 3; ++pass) {
             const int shift = pass == 0 ? 21 : pass == 1 ? 10 : 0, bits = pass == 2 ? 10 : 11;
             const uint32_t known = pass == 0 ? 0 : 0xffffffffu << (shift + bits), digits = (1u << bits) - 1;
-            for (uint32_t i = threadIdx.x; i < kBuckets; i += kThreads) shared.buckets[i] = 0;
+            for (uint32_t i = threadIdx.x; i < kBuckets; i += kThreads) shared.buckets.low[i] = shared.buckets.high[i] = 0;
             __syncthreads();
             const auto add = [&](uint32_t other, uint64_t amount) {
                 if ((other & known) == key && amount > 0) {
-                    atomicAdd(&shared.buckets[kBuckets - 1 - (other >> shift & digits)], static_cast<unsigned long long>(amount));
+                    add_to_bucket(shared, kBuckets - 1 - (other >> shift & digits), amount);
                 }
             };
             each([&](uint32_t, float logit) {
@@ -224,14 +237,14 @@ struct Row {
             if (threadIdx.x == 0 && equals > 0) add(kept.key, equals * value(logit_of(kept.key)));
             __syncthreads();
             const Found found = find(
-                kBuckets, shared, [&](uint32_t i) -> uint64_t { return shared.buckets[i]; },
+                kBuckets, shared, [&](uint32_t i) -> uint64_t { return bucket_sum(shared, i); },
                 [&](uint64_t all) {
                     if (pass == 0) needed = need(all);
                     return needed - 1 - above;
                 });
             above += found.before;
             key |= (kBuckets - 1 - found.index) << shift;
-            all_equal = shared.buckets[found.index];
+            all_equal = bucket_sum(shared, found.index);
             __syncthreads();
         }
         // How many equal ones it takes, and, if not all, the id of the last of them.
