@@ -17,7 +17,8 @@
 //                 +-------------------+
 //
 // A multiplying warpgroup, for each block and group: 16 bytes of nibbles a thread -> e4m3 in registers -> wgmma into a fresh
-// accumulator -> promoted in f32:  acc += s * part. The factor 512 of the codes goes into the token scales.
+// accumulator -> promoted in f32:  acc += s * part. The factor 512 of the codes goes into the token scales. How its products,
+// FMAs and loads overlap is told in w4a8_multiply.cuh.
 //
 //   Widening: the bytes 0x00..0x0f are exactly 0..15 times 2^-9 in e4m3, so it is a mask and a shift, 3 instructions for
 //   8 weights. Raw unsigned codes also toggle fewer bits in the multiplier than centred ones, which the power cap repays.
@@ -56,43 +57,12 @@
 #include <peregrine/mbarrier.cuh>
 #include <peregrine/shared.cuh>
 #include <peregrine/sync.cuh>
-#include <peregrine/wgmma.cuh>
 
+#include "w4a8_multiply.cuh"
 #include "w4a8_output.cuh"
 #include "w4a8_plan.cuh"
 
 namespace w4a8 {
-
-// A cyclic buffer in shared memory and one walker's position in it: `kSlots` pairs of barriers, slots `kBytes` apart.
-template <int kSlots, int kBytes>
-struct Ring {
-    uint32_t barriers, slots;
-    int slot = 0, phase = 0;
-
-    __device__ __forceinline__ Ring(uint32_t barriers, uint32_t slots) : barriers(barriers), slots(slots) {}
-    __device__ __forceinline__ uint32_t full() const { return barriers + 8 * slot; }
-    __device__ __forceinline__ uint32_t empty() const { return barriers + 8 * (kSlots + slot); }
-    __device__ __forceinline__ uint32_t data() const { return slots + slot * kBytes; }
-    __device__ __forceinline__ void wait_full() const { barrier_wait(full(), phase); }
-    __device__ __forceinline__ void wait_empty() const { barrier_wait(empty(), phase ^ 1); }
-    __device__ __forceinline__ void advance() {
-        if (++slot == kSlots) {
-            slot = 0;
-            phase ^= 1;
-        }
-    }
-};
-
-template <class V>
-struct Stages : Ring<V::kStages, V::kStageBytes> {
-    __device__ __forceinline__ explicit Stages(uint32_t shared)
-        : Ring<V::kStages, V::kStageBytes>(shared, shared + V::kStageOffset) {}
-};
-template <class V>
-struct Windows : Ring<2, V::kWindowStride> {
-    __device__ __forceinline__ explicit Windows(uint32_t shared)
-        : Ring<2, V::kWindowStride>(shared + 16 * V::kStages, shared + V::kWindowOffset) {}
-};
 
 // ---- Warp 0: copies ----------------------------------------------------------------------------------------------------
 
@@ -183,7 +153,11 @@ __device__ __forceinline__ uint32_t split_bf16(float value) {
 // Loads a window's sums before its buffer is free, so that their latency is never waited for.
 template <class V>
 __device__ __forceinline__ void split_group_sums(uint32_t shared, const Problem& p, int thread) {
-    constexpr int kSplitters = 64, kRows = kSplitters / kWindow, kPasses = V::kTokens / kRows;
+    constexpr int kSplitters = 64, kRows = kSplitters / kWindow;
+    constexpr int kAll = V::kTokens / kRows;
+    constexpr int kPasses = kAll <= 8 ? kAll : kAll % 8 == 0 ? 8 : 6;  // as many loads at once as there are registers for
+    constexpr int kRounds = kAll / kPasses;
+    static_assert(kRounds * kPasses * kRows == V::kTokens);
     const int row = thread / kWindow;
     // The 32-byte swizzle exchanges the halves of a row where bit 2 of its number is set; rows 8 apart agree in it.
     const int at = (row * kSumRowBytes + thread % kWindow * 4) ^ (row / 4 % 2 * 16);
@@ -195,183 +169,26 @@ __device__ __forceinline__ void split_group_sums(uint32_t shared, const Problem&
         for (int unit = s.first_unit; unit < s.end_unit; unit = window_end<V>(s, unit), windows.advance()) {
             // Past the last token or group whatever is finite will do: nothing is stored, or its zero point is 0.
             const int group = min(unit / V::kWindowUnits * kWindow + thread % kWindow, p.groups - 1);
-            float sums[kPasses];
-            int first = first_token;
-            asm volatile("" : "+r"(first));  // these warps have too few registers to keep every pass's offset across windows
+#pragma unroll 1
+            for (int round = 0; round < kRounds; ++round) {
+                int first = first_token + round * kPasses * kRows + row;
+                asm volatile("" : "+r"(first));  // these warps have too few registers to keep every pass's offset across windows
+                float sums[kPasses];
 #pragma unroll
-            for (int i = 0; i < kPasses; ++i) {
-                const int token = min(first + row + i * kRows, p.tokens - 1);
-                sums[i] = __ldg(p.group_sums + token * p.groups + group);
-            }
-            windows.wait_empty();
+                for (int i = 0; i < kPasses; ++i) {
+                    const int token = min(first + i * kRows, p.tokens - 1);
+                    sums[i] = __ldg(p.group_sums + token * p.groups + group);
+                }
+                if (round == 0) windows.wait_empty();
+                const uint32_t to = windows.data() + at + round * kPasses * kRows * kSumRowBytes;
 #pragma unroll
-            for (int i = 0; i < kPasses; ++i) {
-                shared_store_32(windows.data() + at + i * kRows * kSumRowBytes, split_bf16(sums[i]));
+                for (int i = 0; i < kPasses; ++i) shared_store_32(to + i * kRows * kSumRowBytes, split_bf16(sums[i]));
             }
             fence_async_shared();
             named_barrier_sync(1 + V::kMultipliers, kSplitters);
             if (thread == 0) barrier_arrive(windows.full());
         }
     }
-}
-
-// ---- The multiplying warpgroups ----------------------------------------------------------------------------------------
-
-using Fragments = uint32_t[4][4];  // a block's unit as wgmma operands: [step][register]
-
-struct Codes {
-    uint4 half[2];
-    __device__ __forceinline__ void load(uint32_t block, int thread) {
-        half[0] = shared_load_128(block + thread * 16);
-        half[1] = shared_load_128(block + 2048 + thread * 16);
-    }
-    __device__ __forceinline__ void widen(Fragments& a) const {
-        const uint32_t words[8] = {half[0].x, half[0].y, half[0].z, half[0].w, half[1].x, half[1].y, half[1].z, half[1].w};
-#pragma unroll
-        for (int step = 0; step < 4; ++step) {
-#pragma unroll
-            for (int c = 0; c < 2; ++c) {
-                a[step][2 * c] = words[2 * step + c] & 0x0f0f0f0fu;
-                a[step][2 * c + 1] = (words[2 * step + c] >> 4) & 0x0f0f0f0fu;
-            }
-            wgmma_pin(a[step]);
-        }
-    }
-};
-
-// acc += s * part for one chain, row by row: consecutive FMAs then share the scale's register read.
-template <class V>
-__device__ __forceinline__ void promote(Accumulators<V>& acc, float (&part)[V::kChainValues], int chain,
-                                        const float (&scale)[V::kGroups][2]) {
-    wgmma_pin(part);
-    const int block = chain / V::kBlockChains, group = chain % V::kBlockChains / V::kSlices, slice = chain % V::kSlices;
-    float* sum = acc[block] + slice * V::kChainValues;
-#pragma unroll
-    for (int row = 0; row < 2; ++row) {
-#pragma unroll
-        for (int i = 2 * row; i < V::kChainValues; i += 4) {
-            sum[i] = fmaf(scale[group][row], part[i], sum[i]);
-            sum[i + 1] = fmaf(scale[group][row], part[i + 1], sum[i + 1]);
-        }
-    }
-}
-
-// Accumulates units first .. end of one window, whose parameters are those of the warpgroup's blocks. No chain is in flight from
-// unit to unit: the compiler would serialise them all (C7514).
-template <class V>
-__device__ __forceinline__ void multiply(Accumulators<V>& acc, Stages<V>& stages, uint32_t parameters, int first, int end,
-                                         const Lane& lane) {
-    constexpr int kLast = V::kChains - 1;
-    const uint32_t blocks = V::kXBytes + lane.multiplier * V::kBlocks * kCodeBytes;
-    const uint32_t scales = parameters + 4 * (8 * lane.warp + lane.row);
-    Codes codes;
-    Fragments a[V::kFragmentSets];
-    float part[V::kChainSets][V::kChainValues];
-    float scale[V::kGroups][2];
-
-    const auto issue = [&](int chain, uint32_t x) {
-        const int group = chain % V::kBlockChains / V::kSlices, slice = chain % V::kSlices;
-        wgmma_fence();
-#pragma unroll
-        for (int step = 0; step < V::kSteps; ++step) {
-            const int k = group * V::kSteps + step;
-            const uint64_t tile = wgmma_descriptor_from_low<Swizzle::bytes_128>(x + slice * V::kSlice * kUnit / 16 + 2 * k);
-            Wgmma<V::kSlice>::e4m3(part[chain % V::kChainSets], a[chain / V::kBlockChains % V::kFragmentSets][k], tile, step > 0);
-        }
-        wgmma_commit();
-    };
-    stages.wait_full();
-    codes.load(stages.data() + blocks, lane.thread);
-    codes.widen(a[0]);
-    for (int unit = first; unit < end; ++unit) {
-        const uint32_t data = stages.data(), release = stages.empty();
-        const bool more = unit + 1 < end;
-        const uint32_t x = warp_uniform(wgmma_descriptor_low<Swizzle::bytes_128>(data));
-        stages.advance();
-        issue(0, x);
-#pragma unroll
-        for (int chain = 0; chain < V::kChains; ++chain) {
-            const int block = chain / V::kBlockChains;
-            if (chain % V::kBlockChains == 0) {
-#pragma unroll
-                for (int group = 0; group < V::kGroups; ++group) {
-                    const int in_window = (unit * V::kGroups + group) % kWindow;
-                    const uint32_t pair = shared_load_32(scales + block * kParameterBytes + in_window * 2 * kBlockFeatures);
-                    scale[group][0] = f32_from_f16(static_cast<uint16_t>(pair));
-                    scale[group][1] = f32_from_f16(static_cast<uint16_t>(pair >> 16));
-                }
-                if (block + 1 < V::kBlocks) {
-                    codes.load(data + blocks + (block + 1) * kCodeBytes, lane.thread);
-                } else if (more) {
-                    stages.wait_full();
-                    codes.load(stages.data() + blocks, lane.thread);
-                }
-                if (V::kFragmentSets > 1) codes.widen(a[(block + 1) % V::kFragmentSets]);
-            }
-            // The next chain goes ahead of this one's promotion if it has accumulators and fragments of its own.
-            const bool block_ends = (chain + 1) % V::kBlockChains == 0;
-            const bool ahead = chain < kLast && V::kChainSets > 1 && (V::kFragmentSets > 1 || !block_ends);
-            if (ahead) {
-                issue(chain + 1, x);
-                wgmma_wait<1>();
-            } else {
-                wgmma_wait<0>();
-                if (chain == kLast && lane.thread % 32 == 0) barrier_arrive(release);
-            }
-            if (V::kFragmentSets == 1 && block_ends) {
-                codes.widen(a[0]);
-                if (chain < kLast && V::kChainSets > 1) issue(chain + 1, x);
-            }
-            promote<V>(acc, part[chain % V::kChainSets], chain, scale);
-            if (chain < kLast && V::kChainSets == 1) issue(chain + 1, x);
-        }
-    }
-}
-
-// acc -= (s z / 512) X over the groups of units first .. end, which lie in one window, as two steps of bf16: the high parts of
-// s z, then the low ones. A thread's fragment has groups t and t + 4 (t its column) of rows r and r + 8.
-template <class V>
-__device__ __forceinline__ void subtract_zero_points(Accumulators<V>& acc, uint32_t window, uint32_t parameters, int first, int end,
-                                                     const Lane& lane) {
-    uint32_t a[V::kBlocks][2][4];
-    const int row = 8 * lane.warp + lane.row;
-    const int first_group = first % V::kWindowUnits * V::kGroups, end_group = first_group + (end - first) * V::kGroups;
-#pragma unroll
-    for (int block = 0; block < V::kBlocks; ++block) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int group = lane.column + 4 * half;
-            const uint32_t own = parameters + block * kParameterBytes;
-            const uint32_t scales = shared_load_32(own + group * 2 * kBlockFeatures + 4 * row);
-            const uint32_t zeros = shared_load_8(own + kScaleBytes + group * kBlockFeatures / 2 + row);
-            // A zero point is a code too: as an e4m3 byte it is z / 512.
-            const float2 zero = f32x2_from_e4m3x2(static_cast<uint16_t>((zeros & 0x0f) | (zeros & 0xf0) << 4));
-            const bool here = group >= first_group && group < end_group;
-            const float terms[2] = {here ? -zero.x * f32_from_f16(static_cast<uint16_t>(scales)) : 0.0f,
-                                    here ? -zero.y * f32_from_f16(static_cast<uint16_t>(scales >> 16)) : 0.0f};
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                const uint32_t bits = __float_as_uint(terms[i]);
-                const uint32_t rest = __float_as_uint(terms[i] - __uint_as_float(bits & 0xffff0000u));
-                a[block][0][2 * half + i] = __byte_perm(bits, bits, 0x3232);
-                a[block][1][2 * half + i] = __byte_perm(rest, rest, 0x3232);
-            }
-        }
-        wgmma_pin(a[block][0]);
-        wgmma_pin(a[block][1]);
-        wgmma_pin(acc[block]);
-    }
-    const uint64_t sums = wgmma_descriptor<Swizzle::bytes_32>(window);
-    wgmma_fence();
-#pragma unroll
-    for (int block = 0; block < V::kBlocks; ++block) {
-        Wgmma<V::kTokens>::bf16(acc[block], a[block][0], sums, 1);
-        Wgmma<V::kTokens>::bf16(acc[block], a[block][1], sums, 1);
-    }
-    wgmma_commit();
-    wgmma_wait<0>();
-#pragma unroll
-    for (int block = 0; block < V::kBlocks; ++block) wgmma_pin(acc[block]);
 }
 
 // ---- The kernel ---------------------------------------------------------------------------------------------------------

@@ -82,14 +82,12 @@ template <class V>
 __device__ __forceinline__ void store_tile(const Accumulators<V>& acc, const Problem& p, const Place& place, const Lane& lane) {
     const bool odd = lane.column % 2;
     const int first_token = place.token_tile * V::kTokens;
-    float scale[V::kTokens / 8][2];  // of tokens 8 j + 2 column + 0..1; 512 is the factor of the codes
+    // Lane l has the scales of tokens 32 i + l and hands them round: one trip to memory, and few registers.
+    float scales[(V::kTokens + 31) / 32];
 #pragma unroll
-    for (int j = 0; j < V::kTokens / 8; ++j) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            const int token = min(first_token + 8 * j + 2 * lane.column + i, p.tokens - 1);
-            scale[j][i] = 512.0f * __ldg(p.token_scales + token * p.token_scale_stride);
-        }
+    for (int i = 0; i < (V::kTokens + 31) / 32; ++i) {
+        const int token = min(first_token + 32 * i + lane.thread % 32, p.tokens - 1);
+        scales[i] = 512.0f * __ldg(p.token_scales + token * p.token_scale_stride);  // 512 is the factor of the codes
     }
 #pragma unroll
     for (int i = 0; i < V::kBlocks; ++i) {
@@ -102,8 +100,11 @@ __device__ __forceinline__ void store_tile(const Accumulators<V>& acc, const Pro
         for (int j = 0; j < V::kTokens / 8; ++j) {
             if (first_token + 8 * j >= p.tokens) break;
             const float* d = acc[i] + 4 * j;
-            const float low_0 = fmaf(d[0], scale[j][0], bias_low), low_1 = fmaf(d[1], scale[j][1], bias_low);
-            const float high_0 = fmaf(d[2], scale[j][0], bias_high), high_1 = fmaf(d[3], scale[j][1], bias_high);
+            const int source = 8 * (j % 4) + 2 * lane.column;
+            const float scale_0 = __shfl_sync(0xffffffffu, scales[j / 4], source);
+            const float scale_1 = __shfl_sync(0xffffffffu, scales[j / 4], source + 1);
+            const float low_0 = fmaf(d[1], scale_0, bias_low), low_1 = fmaf(d[0], scale_1, bias_low);
+            const float high_0 = fmaf(d[3], scale_0, bias_high), high_1 = fmaf(d[2], scale_1, bias_high);
             const uint32_t low = transpose_8x8(pack_output(low_0, low_1, p.output_f16));
             const uint32_t high = transpose_8x8(pack_output(high_0, high_1, p.output_f16));
             const uint32_t traded = __shfl_xor_sync(0xffffffffu, odd ? low : high, 1);

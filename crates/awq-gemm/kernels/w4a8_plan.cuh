@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include <peregrine/mbarrier.cuh>
 #include <peregrine/sync.cuh>
 
 namespace w4a8 {
@@ -36,8 +37,7 @@ struct Problem {
     int32_t weights_stream_once;  // 1: evict the weights first from L2
 };
 
-template <int kTokens_, int kMultipliers_, int kBlocks_, int kSlice_, int kGroup_, int kStages_, int kChainSets_,
-          int kFragmentSets_>
+template <int kTokens_, int kMultipliers_, int kBlocks_, int kSlice_, int kGroup_, int kStages_, int kChainSets_>
 struct Variant {
     static constexpr int kTokens = kTokens_;            // tokens of a tile
     static constexpr int kMultipliers = kMultipliers_;  // multiplying warpgroups
@@ -45,6 +45,7 @@ struct Variant {
     static constexpr int kSlice = kSlice_;              // tokens of one product chain
     static constexpr int kGroup = kGroup_;              // group_size of the scales
     static constexpr int kStages = kStages_;
+    static constexpr int kChainSets = kChainSets_;  // 2: a chain is issued before the one ahead of it is promoted
     static constexpr int kThreads = 128 * (1 + kMultipliers);
     static constexpr int kTileBlocks = kBlocks * kMultipliers;
 
@@ -53,12 +54,8 @@ struct Variant {
     static constexpr int kSteps = kGroup / 32;       // wgmma steps of a chain
     static constexpr int kSlices = kTokens / kSlice;
     static constexpr int kBlockChains = kGroups * kSlices;
-    static constexpr int kChains = kBlocks * kBlockChains;  // per unit
     static constexpr int kChainValues = kSlice / 2;  // accumulators a thread holds for a chain
     static constexpr int kValues = kTokens / 2;      // and for a block
-    static constexpr int kChainSets = kChainSets_;        // 2: a chain runs while the one before it is promoted
-    static constexpr int kFragmentSets = kFragmentSets_;  // 2: a block's codes are widened while the products of another run
-
 
     static constexpr int kWindowUnits = kWindow / kGroups;
     static constexpr int kXBytes = kTokens * kUnit;
@@ -72,18 +69,13 @@ struct Variant {
 
     // Registers: the launch gives every thread the same; the copying warpgroup hands its share over.
     static constexpr int kEntryRegisters = 65536 / kThreads / 8 * 8;
-    static constexpr int kCopierRegisters = kMultipliers > 2 ? 32 : 40;
+    static constexpr int kCopierRegisters = 32;
     static constexpr int kMultiplierRegisters =
         ((kMultipliers + 1) * kEntryRegisters - kCopierRegisters) / kMultipliers / 8 * 8;
 
     static_assert(kGroup == 64 || kGroup == 128, "scales come in groups of 64 or 128");
     static_assert(kTokens % 8 == 0 && kTokens <= 256 && kTokens % kSlice == 0);
-    static_assert(kFragmentSets == 1 || kBlocks % 2 == 0, "a unit's last block and the next one's first need different fragments");
-    // To the compiler a fragment is dead once its last product is issued, so it would widen the next block into the registers that
-    // a product in flight still reads. While a block has another chain to issue, its fragments are safe.
-    static_assert(kFragmentSets == 1 || kBlockChains > 1);
     static_assert(kXBytes % 1024 == 0, "the swizzle repeats every 1024 bytes");
-    static_assert(kTileBlocks <= kStripe && kStripe % kTileBlocks == 0, "a tile lies in one stripe");
     static_assert(kSharedBytes <= 227 * 1024 && kStages >= 2);
     static_assert((2 * kStages + 4) * 8 <= kWindowOffset);
 };
@@ -152,5 +144,36 @@ template <class V>
 __device__ __forceinline__ int window_end(const Segment& s, int unit) {
     return min(s.end_unit, unit / V::kWindowUnits * V::kWindowUnits + V::kWindowUnits);
 }
+
+// A cyclic buffer in shared memory and one walker's position in it: `kSlots` pairs of barriers, slots `kBytes` apart.
+template <int kSlots, int kBytes>
+struct Ring {
+    uint32_t barriers, slots;
+    int slot = 0, phase = 0;
+
+    __device__ __forceinline__ Ring(uint32_t barriers, uint32_t slots) : barriers(barriers), slots(slots) {}
+    __device__ __forceinline__ uint32_t full() const { return barriers + 8 * slot; }
+    __device__ __forceinline__ uint32_t empty() const { return barriers + 8 * (kSlots + slot); }
+    __device__ __forceinline__ uint32_t data() const { return slots + slot * kBytes; }
+    __device__ __forceinline__ void wait_full() const { barrier_wait(full(), phase); }
+    __device__ __forceinline__ void wait_empty() const { barrier_wait(empty(), phase ^ 1); }
+    __device__ __forceinline__ void advance() {
+        if (++slot == kSlots) {
+            slot = 0;
+            phase ^= 1;
+        }
+    }
+};
+
+template <class V>
+struct Stages : Ring<V::kStages, V::kStageBytes> {
+    __device__ __forceinline__ explicit Stages(uint32_t shared)
+        : Ring<V::kStages, V::kStageBytes>(shared, shared + V::kStageOffset) {}
+};
+template <class V>
+struct Windows : Ring<2, V::kWindowStride> {
+    __device__ __forceinline__ explicit Windows(uint32_t shared)
+        : Ring<2, V::kWindowStride>(shared + 16 * V::kStages, shared + V::kWindowOffset) {}
+};
 
 }  // namespace w4a8

@@ -1,4 +1,5 @@
-// The W4A8 variants: one entry point each, named w4a8_g<group_size>_t<tokens>_f<features of a tile>.
+// The W4A8 variants: one entry point each, named w4a8_g<group_size>_t<tokens>_f<features of a tile>, and _s<slice> where
+// another slice has the name without.
 #include "w4a8.cuh"
 
 #define W4A8(NAME, ...)                                                                                               \
@@ -7,15 +8,17 @@
         w4a8::run<w4a8::Variant<__VA_ARGS__>>(&x, problem);                                                           \
     }
 
-//   name                  tokens  warpgroups  blocks  slice  group  stages  chain sets  fragment sets
-W4A8(w4a8_g128_t16_f256,       16,          4,      1,    16,   128,     11,          1,             1)
-W4A8(w4a8_g128_t16_f512,       16,          4,      2,    16,   128,      6,          2,             1)
-W4A8(w4a8_g128_t32_f256,       32,          4,      1,    32,   128,     10,          1,             1)
-W4A8(w4a8_g128_t32_f512,       32,          4,      2,    32,   128,      5,          1,             1)
-W4A8(w4a8_g128_t64_f256,       64,          4,      1,    32,   128,      8,          1,             1)
-W4A8(w4a8_g128_t64_f512,       64,          2,      4,    64,   128,      5,          1,             1)
-W4A8(w4a8_g128_t128_f256,     128,          2,      2,    32,   128,      6,          2,             2)
-W4A8(w4a8_g64_t16_f256,        16,          4,      1,    16,    64,     11,          2,             1)
-W4A8(w4a8_g64_t32_f256,        32,          4,      1,    32,    64,     10,          1,             1)
-W4A8(w4a8_g64_t64_f256,        64,          4,      1,    32,    64,      8,          1,             1)
-W4A8(w4a8_g64_t128_f256,      128,          2,      2,    64,    64,      6,          1,             2)
+//   name                  tokens  warpgroups  blocks  slice  group  stages  chain sets
+W4A8(w4a8_g128_t16_f256,       16,          4,      1,    16,   128,     11,          1)
+W4A8(w4a8_g128_t16_f512,       16,          4,      2,    16,   128,      6,          1)
+W4A8(w4a8_g128_t32_f256,       32,          4,      1,    32,   128,     10,          1)
+W4A8(w4a8_g128_t32_f512,       32,          4,      2,    32,   128,      5,          1)
+W4A8(w4a8_g128_t64_f256,       64,          4,      1,    32,   128,      8,          2)
+W4A8(w4a8_g128_t64_f384,       64,          3,      2,    64,   128,      6,          1)
+W4A8(w4a8_g128_t128_f256,     128,          2,      2,    64,   128,      6,          1)
+W4A8(w4a8_g128_t128_f256_s128, 128,         2,      2,   128,   128,      6,          1)
+W4A8(w4a8_g128_t192_f128,     192,          2,      1,    96,   128,      6,          1)
+W4A8(w4a8_g64_t16_f256,        16,          4,      1,    16,    64,     11,          1)
+W4A8(w4a8_g64_t32_f256,        32,          4,      1,    32,    64,     10,          1)
+W4A8(w4a8_g64_t64_f256,        64,          4,      1,    32,    64,      8,          2)
+W4A8(w4a8_g64_t128_f256,      128,          2,      2,    64,    64,      6,          1)

@@ -19,7 +19,8 @@ use std::sync::Arc;
 type Stream = Arc<CudaStream>;
 
 /// Every tile of the variant table: tokens around each width, output features below and above what wide tiles ask for.
-const TOKENS: [usize; 18] = [1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 300];
+const TOKENS: [usize; 22] =
+    [1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 191, 192, 193, 256, 257];
 
 /// One product with all its operands on the host.
 struct Case {
@@ -244,7 +245,7 @@ fn a_row_does_not_depend_on_the_others() {
     let stream = gpu.stream();
     let mut workspace = W4A8Workspace::new(stream).unwrap();
     let mut rng = Rng::new(4);
-    for tokens in [5, 16, 30, 64, 100, 140] {
+    for tokens in [5, 16, 30, 64, 100, 140, 256, 300] {
         let shape = Int4Shape::new(1024, 640, 128).unwrap();
         let case = Case::new(shape, tokens, Codes::Real, false, &mut rng);
         let together: Vec<bf16> = OnDevice::new(stream, &case).run(stream, &mut workspace);
@@ -279,7 +280,7 @@ fn back_to_back_and_replayed() {
     let mut workspace = W4A8Workspace::new(stream).unwrap();
     let mut rng = Rng::new(5);
     let shapes = [(1024, 8192), (8192, 1024), (2048, 640), (128, 64)];
-    for tokens in [1, 16, 32, 64, 128, 200] {
+    for tokens in [1, 16, 32, 64, 128, 192, 200, 300] {
         let cases = shapes.map(|(k, n)| {
             Case::new(Int4Shape::new(k, n, 128).unwrap(), tokens, Codes::Real, false, &mut rng)
         });
@@ -334,7 +335,7 @@ fn real_layers() {
         let bytes = [codes.repeat(copies), parameters.repeat(copies)].concat();
         let packed = PackedWeights::from_bytes(shape, bytes).unwrap();
         let on_device = DeviceInt4Weights::upload(stream, &packed).unwrap();
-        for tokens in [1, 16, 32, 64, 128] {
+        for tokens in [1, 16, 32, 64, 128, 192, 256] {
             case = Case::new(stripe, tokens, Codes::Real, false, &mut rng);
             case.weights = weights.clone();
             let x = QuantizedActivation {

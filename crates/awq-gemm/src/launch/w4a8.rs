@@ -19,10 +19,12 @@ static CUBIN: Cubin = Cubin::new("w4a8_sm90", include_bytes!(concat!(env!("OUT_D
 struct Variant {
     kernel: Kernel,
     group_size: usize,
-    /// Tokens of a tile.
-    tokens: usize,
+    /// The largest batch it is chosen for.
+    up_to: usize,
     /// The fewest output features it is chosen for.
     from_features: usize,
+    /// Tokens of a tile.
+    tokens: usize,
     /// Multiplying warpgroups of a block.
     multipliers: usize,
     /// Blocks of 64 features that each of them has.
@@ -32,34 +34,39 @@ struct Variant {
 }
 
 macro_rules! variants {
-    ($($name:literal $group_size:literal $tokens:literal $from:literal $multipliers:literal $blocks:literal $stages:literal)*) => {
+    ($($name:literal $group_size:literal $up_to:tt $from:literal $tokens:literal $multipliers:literal $blocks:literal $stages:literal)*) => {
         [$(Variant {
             kernel: Kernel::new(&CUBIN, $name),
             group_size: $group_size,
-            tokens: $tokens,
+            up_to: variants!(@limit $up_to),
             from_features: $from,
+            tokens: $tokens,
             multipliers: $multipliers,
             blocks: $blocks,
             stages: $stages,
         }),*]
     };
+    (@limit any) => { usize::MAX };
+    (@limit $tokens:literal) => { $tokens };
 }
 
-/// In step with w4a8_sm90.cu. Of the narrowest tiles that hold the batch (or else the widest) the last whose `from_features`
-/// are there: tiles of 512 features read activations half as often, and pay where there is one for most multiprocessors.
-static VARIANTS: [Variant; 11] = variants![
-    // name             group_size  tokens   from  multipliers  blocks  stages
-    "w4a8_g128_t16_f256"       128      16      0            4       1      11
-    "w4a8_g128_t16_f512"       128      16  32768            4       2       6
-    "w4a8_g128_t32_f256"       128      32      0            4       1      10
-    "w4a8_g128_t32_f512"       128      32  32768            4       2       5
-    "w4a8_g128_t64_f256"       128      64      0            4       1       8
-    "w4a8_g128_t64_f512"       128      64  32768            2       4       5
-    "w4a8_g128_t128_f256"      128     128      0            2       2       6
-    "w4a8_g64_t16_f256"         64      16      0            4       1      11
-    "w4a8_g64_t32_f256"         64      32      0            4       1      10
-    "w4a8_g64_t64_f256"         64      64      0            4       1       8
-    "w4a8_g64_t128_f256"        64     128      0            2       2       6
+/// In step with w4a8_sm90.cu. A product takes the first row of its group size that its batch and output features fit: the
+/// fastest by measurement (benches/records/NOTES.md).
+static VARIANTS: [Variant; 13] = variants![
+    // name                    group_size  up_to   from  tokens  multipliers  blocks  stages
+    "w4a8_g128_t16_f512"             128     16  32768      16            4       2       6
+    "w4a8_g128_t16_f256"             128     16      0      16            4       1      11
+    "w4a8_g128_t32_f512"             128     32  32768      32            4       2       5
+    "w4a8_g128_t32_f256"             128     32      0      32            4       1      10
+    "w4a8_g128_t64_f384"             128     64  32768      64            3       2       6
+    "w4a8_g128_t64_f256"             128     64      0      64            4       1       8
+    "w4a8_g128_t128_f256"            128    128      0     128            2       2       6
+    "w4a8_g128_t192_f128"            128    192      0     192            2       1       6
+    "w4a8_g128_t128_f256_s128"       128    any      0     128            2       2       6
+    "w4a8_g64_t16_f256"               64     16      0      16            4       1      11
+    "w4a8_g64_t32_f256"               64     32      0      32            4       1      10
+    "w4a8_g64_t64_f256"               64     64      0      64            4       1       8
+    "w4a8_g64_t128_f256"              64    any      0     128            2       2       6
 ];
 
 /// Token tiles that run side by side before the features advance: their activations stay in L2 while weights stream.
@@ -68,13 +75,13 @@ const PANEL_TILES: usize = 8;
 const UNITS_PER_BLOCK: usize = 2;
 
 impl Variant {
-    /// The fastest for a batch, by the measurements in the README.
+    /// The first row that fits.
     fn choose(group_size: usize, tokens: usize, out_features: usize) -> Option<&'static Self> {
-        let mut fitting = VARIANTS.iter().filter(|variant| variant.group_size == group_size);
-        let widest = fitting.clone().map(|variant| variant.tokens).max()?;
-        let tile =
-            fitting.clone().map(|variant| variant.tokens).find(|&tile| tile >= tokens).unwrap_or(widest);
-        fitting.rfind(|variant| variant.tokens == tile && variant.from_features <= out_features)
+        VARIANTS.iter().find(|variant| {
+            variant.group_size == group_size
+                && tokens <= variant.up_to
+                && out_features >= variant.from_features
+        })
     }
 
     fn threads(&self) -> u32 {
@@ -292,21 +299,43 @@ mod tests {
     use super::{Schedule, VARIANTS, Variant};
 
     #[test]
-    fn the_narrowest_tile_that_holds_the_batch_is_chosen() {
+    fn the_first_row_that_fits_is_chosen() {
         let chosen = |group_size, tokens, out_features| {
             let variant = Variant::choose(group_size, tokens, out_features)?;
             Some((variant.tokens, variant.features()))
         };
-        for (tokens, tile) in
-            [(0, 16), (1, 16), (16, 16), (17, 32), (33, 64), (65, 128), (129, 128), (4096, 128)]
-        {
-            assert_eq!(chosen(128, tokens, 8192), Some((tile, 256)));
-            assert_eq!(chosen(128, tokens, 57344), Some((tile, if tile == 128 { 256 } else { 512 })));
-            assert_eq!(chosen(64, tokens, 57344), Some((tile, 256)));
+        for (tokens, narrow, wide) in [
+            (0, (16, 256), (16, 512)),
+            (16, (16, 256), (16, 512)),
+            (17, (32, 256), (32, 512)),
+            (64, (64, 256), (64, 384)),
+            (65, (128, 256), (128, 256)),
+            (129, (192, 128), (192, 128)),
+            (193, (128, 256), (128, 256)),
+            (100_000, (128, 256), (128, 256)),
+        ] {
+            assert_eq!(chosen(128, tokens, 8192), Some(narrow), "{tokens} tokens");
+            assert_eq!(chosen(128, tokens, 57344), Some(wide), "{tokens} tokens");
+        }
+        for (tokens, tile) in [(1, 16), (17, 32), (33, 64), (65, 128), (4096, 128)] {
+            assert_eq!(chosen(64, tokens, 57344), Some((tile, 256)), "{tokens} tokens");
         }
         assert_eq!(chosen(32, 1, 64), None);
-        for variant in &VARIANTS {
+    }
+
+    /// The kernel's own limits, and a row that an earlier one hides would never run.
+    #[test]
+    fn every_row_is_sound_and_within_reach() {
+        for (i, variant) in VARIANTS.iter().enumerate() {
             assert!(variant.shared_bytes() <= 227 * 1024, "{variant:?}");
+            assert!(variant.up_to == usize::MAX || variant.up_to == variant.tokens, "{variant:?}");
+            let features = variant.from_features.max(64);
+            let least = VARIANTS[..i]
+                .iter()
+                .filter(|row| row.group_size == variant.group_size && row.from_features <= features);
+            let tokens = least.map(|row| row.up_to + 1).max().unwrap_or(0);
+            let chosen = Variant::choose(variant.group_size, tokens, features);
+            assert!(chosen.is_some_and(|row| std::ptr::eq(row, variant)), "{variant:?}");
         }
     }
 
