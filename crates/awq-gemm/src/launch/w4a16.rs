@@ -94,7 +94,7 @@ impl Variant {
         BLOCK * self.blocks * self.multipliers
     }
 
-    /// As `Variant::kSharedBytes` of w4a16.cuh: barriers, two windows of scales and zero points, stages of activations and codes.
+    /// As `Variant::kSharedBytes` of w4a16_plan.cuh: barriers, two windows of scales and zero points, stages of activations and codes.
     fn shared_bytes(&self) -> u32 {
         let tile_blocks = self.blocks * self.multipliers;
         let window = tile_blocks * (WINDOW * BLOCK * 5 / 2);
@@ -122,7 +122,7 @@ struct Work {
     panel_tiles: i32,
 }
 
-/// `Problem` of w4a16.cuh.
+/// `Problem` of w4a16_plan.cuh.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct Problem {
