@@ -12,12 +12,13 @@
 //       ALUs                       | P1 from S1        |           | P2 from S2 ...         and the other warpgroup in between
 //
 //             P goes from accumulators to operand A within its thread: the order of K's rows (device::KvLayout) is what
-//             e4m3 needs for that, too. Maxima of bf16 pages are followed lazily: O is rescaled only where one has grown
-//             by more than 2^8, which f32 has room for.
+//             e4m3 needs for that, too. Maxima are followed lazily: O is rescaled only where one has grown by more than P
+//             has room for.
 //
 //   FP8 pages Q is two e4m3 terms under a scale for each row (high + low), so that only K and V are coarse; P is e4m3 with its
-//             row maximum at 2^8; row sums are taken over the rounded P, by a product with ones; products of a step
-//             are promoted to f32 registers, beyond which the short accumulation of FP8 products never reaches.
+//             row maximum at 2^8 to 2^8.75; row sums are taken over the rounded P, by a product with ones. After every
+//             few pages, counted from the start of the context, O is added to f32 numbers in shared memory and starts
+//             anew: the short accumulation of FP8 products never reaches beyond.
 #pragma once
 #include <cstdint>
 
@@ -147,18 +148,18 @@ __device__ __forceinline__ int score_token(int i) {
 }
 
 // What a thread carries from step to step: its part of O, and for each of its two rows maximum, sum, and scale from S to base-2
-// logarithms. Sums of bf16 pages are the thread's own part.
+// logarithms. Sums of bf16 pages are the thread's own part; those of FP8 pages are what has been promoted.
 template <class Tile>
 struct PrefillRows {
     float o[Tile::head_dim / 2];
-    float top[2], sum[2], scale[2], decay[2];
+    float top[2], sum[2], scale[2], decay[2], fading[2];
     bool grown;  // decay is not 1 for some row of the warp
 
     __device__ __forceinline__ void clear() {
 #pragma unroll
         for (int i = 0; i < Tile::head_dim / 2; ++i) o[i] = 0.0f;
 #pragma unroll
-        for (int r = 0; r < 2; ++r) top[r] = minus_infinity, sum[r] = 0.0f, decay[r] = 0.0f;
+        for (int r = 0; r < 2; ++r) top[r] = minus_infinity, sum[r] = 0.0f, fading[r] = 1.0f;
     }
 
     // S becomes P, unrounded.
@@ -169,34 +170,25 @@ struct PrefillRows {
 #pragma unroll
         for (int i = 4; i < 32; ++i) most[i / 2 % 2][i % 2] = fmaxf(most[i / 2 % 2][i % 2], s[i]);
         float bias[2], next[2];
+        bool grows[2];
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             next[r] = fmaxf(most[r][0], most[r][1]);
             next[r] = fmaxf(next[r], __shfl_xor_sync(~0u, next[r], 1));
             next[r] = fmaxf(next[r], __shfl_xor_sync(~0u, next[r], 2));
+            grows[r] = (next[r] - top[r]) * scale[r] > Tile::room;  // not where both are -inf
         }
-        if constexpr (Tile::fp8) {
+        grown = __any_sync(~0u, grows[0] || grows[1]);
+        if (grown) {
 #pragma unroll
-            for (int r = 0; r < 2; ++r) {
-                next[r] = fmaxf(next[r], top[r]);
-                const float reference = next[r] == minus_infinity ? 0.0f : next[r];
-                decay[r] = exp2_approx((top[r] - reference) * scale[r]);
-                top[r] = next[r], bias[r] = reference * scale[r] - Tile::shift;
+            for (int r = 0; r < 2; ++r) {  // each row by itself: its bits hang on no other row
+                decay[r] = grows[r] ? exp2_approx((top[r] - next[r]) * scale[r]) : 1.0f;
+                top[r] = grows[r] ? next[r] : top[r];
+                if constexpr (!Tile::fp8) sum[r] *= decay[r];
             }
-        } else {
-            const float room = __fdividef(8.0f, scale[0]);
-            grown = __any_sync(~0u, next[0] > top[0] + room || next[1] > top[1] + room);
-            if (grown) {
-#pragma unroll
-                for (int r = 0; r < 2; ++r) {  // each row by itself: its bits hang on no other row
-                    const bool grows = next[r] > top[r] + room;
-                    decay[r] = grows ? exp2_approx((top[r] - next[r]) * scale[r]) : 1.0f;
-                    top[r] = grows ? next[r] : top[r], sum[r] *= decay[r];
-                }
-            }
-#pragma unroll
-            for (int r = 0; r < 2; ++r) bias[r] = top[r] == minus_infinity ? 0.0f : top[r] * scale[r];
         }
+#pragma unroll
+        for (int r = 0; r < 2; ++r) bias[r] = (top[r] == minus_infinity ? 0.0f : top[r] * scale[r]) - Tile::shift;
         float part[2][2] = {};
 #pragma unroll
         for (int i = 0; i < 32; ++i) {
@@ -208,10 +200,35 @@ struct PrefillRows {
     }
 
     // After the product that was under way during softmax: brings O to the maxima of the next one.
-    __device__ __forceinline__ void rescale() {
+    __device__ __forceinline__ void rescale(float (&sums)[4]) {
         if (!grown) return;
 #pragma unroll
         for (int i = 0; i < Tile::head_dim / 2; ++i) o[i] *= decay[i / 2 % 2];
+        if constexpr (Tile::fp8) {
+#pragma unroll
+            for (int r = 0; r < 2; ++r) sums[2 * r] *= decay[r], fading[r] *= decay[r];
+        }
+    }
+
+    // Adds what is in shared memory, `fading` with the maxima since, to O and `sums` (FP8).
+    __device__ __forceinline__ void add(const float4* promoted, float (&sums)[4]) {
+#pragma unroll
+        for (int i = 0; i < Tile::promoted_quads; ++i) {
+            const float4 before = promoted[128 * i];
+            o[4 * i] += before.x * fading[0], o[4 * i + 1] += before.y * fading[0];
+            o[4 * i + 2] += before.z * fading[1], o[4 * i + 3] += before.w * fading[1];
+        }
+#pragma unroll
+        for (int r = 0; r < 2; ++r) sums[2 * r] += sum[r] * fading[r];
+    }
+    // The next product then overwrites O and `sums`.
+    __device__ __forceinline__ void promote(float4* promoted, float (&sums)[4], bool first) {
+        if (!first) add(promoted, sums);
+#pragma unroll
+        for (int i = 0; i < Tile::promoted_quads; ++i)
+            promoted[128 * i] = make_float4(o[4 * i], o[4 * i + 1], o[4 * i + 2], o[4 * i + 3]);
+#pragma unroll
+        for (int r = 0; r < 2; ++r) sum[r] = sums[2 * r], fading[r] = 1.0f;
     }
 };
 
@@ -306,19 +323,20 @@ struct Consumer {
         wgmma_commit();
     }
 
-    // Issues target (+)= P . V of a page that is there, for the dims of a round, with the sums of P's rows.
-    __device__ __forceinline__ void weigh(uint32_t (&weights)[Tile::value_steps][4], float (&target)[Tile::round_dims / 2],
-                                          float (&sums)[4], int round) const {
-        const uint32_t tile = warp_uniform(values + value_place.slot * (Tile::tile_bytes / 16)) + round * Tile::round_dims;
-        wgmma_pin(target);
+    // Issues O += P . V of a page that is there, with the sums of P's rows; `accumulate` 0 overwrites both.
+    __device__ __forceinline__ void weigh(uint32_t (&weights)[Tile::value_steps][4], float (&o)[Tile::head_dim / 2],
+                                          float (&sums)[4], int accumulate) const {
+        const uint32_t tile = warp_uniform(values + value_place.slot * (Tile::tile_bytes / 16));
+        wgmma_pin(o);
+        if constexpr (Tile::fp8) wgmma_pin(sums);
 #pragma unroll
         for (int k = 0; k < Tile::value_steps; ++k) wgmma_pin(weights[k]);
         wgmma_fence();
 #pragma unroll
         for (int k = 0; k < Tile::value_steps; ++k) {
-            if (Tile::fp8 && round == 0) Wgmma<8>::e4m3(sums, weights[k], core_matrix_descriptor(ones), k != 0);
-            Element::template product<Tile::round_dims>(target, weights[k], core_matrix_descriptor(tile + k * (2 * Tile::head_dim)),
-                                                        !Tile::fp8 || k != 0);
+            const int adds = k == 0 ? accumulate : 1;
+            if constexpr (Tile::fp8) Wgmma<8>::e4m3(sums, weights[k], core_matrix_descriptor(ones), adds);
+            Element::template product<Tile::head_dim>(o, weights[k], core_matrix_descriptor(tile + k * (2 * Tile::head_dim)), adds);
         }
         wgmma_commit();
     }
@@ -386,6 +404,7 @@ __device__ __forceinline__ void consume_chunk(const DecodeArgs& args, typename T
     consumer.skip(block_pages.end - 1, block_pages.end - pages.end);
     if (pages.begin < pages.end) {
         float s[32], sums[4] = {};
+        float4* const promoted = &shared.promoted[warpgroup][0][Tile::fp8 ? threadIdx.x % 128 : 0];
         uint32_t weights[Tile::value_steps][4];
         consumer.await_keys();
         consumer.score(q, s);
@@ -396,46 +415,19 @@ __device__ __forceinline__ void consume_chunk(const DecodeArgs& args, typename T
         rows.softmax(s);
         pack<Tile>(s, weights);
 
-        float product[Tile::fp8 ? Tile::round_dims / 2 : 1];
-        const auto weigh = [&](int round) {
-            if constexpr (Tile::fp8) consumer.weigh(weights, product, sums, round);
-            else consumer.weigh(weights, rows.o, sums, round);
-        };
-        // What is to be done with a product that has ended.
-        const auto promote = [&](const float (&decay)[2], int round) {
-            if constexpr (Tile::fp8) {
-                wgmma_pin(product);
-                wgmma_pin(sums);
-#pragma unroll
-                for (int i = 0; i < Tile::round_dims / 2; ++i) {
-                    float& o = rows.o[round * (Tile::round_dims / 2) + i];
-                    o = o * decay[i / 2 % 2] + product[i];
-                }
-#pragma unroll
-                for (int r = 0; r < 2; ++r)
-                    if (round == 0) rows.sum[r] = rows.sum[r] * decay[r] + sums[2 * r];
-            } else {
-                wgmma_pin(rows.o);
-            }
-        };
-        const auto finish_rounds = [&](const float (&decay)[2]) {
+        const auto finish = [&] {
             wgmma_wait<0>();
-            promote(decay, 0);
-#pragma unroll
-            for (int round = 1; round < Tile::rounds; ++round) {
-                weigh(round);
-                wgmma_wait<0>();
-                promote(decay, round);
-            }
+            wgmma_pin(rows.o);
+            if constexpr (Tile::fp8) wgmma_pin(sums);
             consumer.release_values();
         };
+        int accumulate = 1, promotions = 0;
 
         if (pages.begin < pages.end - 1) consumer.await_keys();
         for (int page = pages.end - 2; page >= pages.begin; --page) {
-            const float decay[2] = {rows.decay[0], rows.decay[1]};
             consumer.score(q, s);
             consumer.await_values(page + 1);
-            weigh(0);
+            consumer.weigh(weights, rows.o, sums, accumulate);
             wgmma_wait<1>();
             wgmma_pin(s);
             consumer.release_keys();
@@ -444,13 +436,22 @@ __device__ __forceinline__ void consume_chunk(const DecodeArgs& args, typename T
             wgmma_pin(s);
             // The branch inside keeps the assembler from moving the softmax behind the products' end.
             if (page > pages.begin) consumer.await_keys();
-            finish_rounds(decay);
-            if constexpr (!Tile::fp8) rows.rescale();
+            finish();
+            rows.rescale(sums);
             pack<Tile>(s, weights);
+            if constexpr (Tile::fp8) {
+                accumulate = (page + 1) % Tile::promoted_pages != 0;
+                if (!accumulate) rows.promote(promoted, sums, promotions++ == 0);
+            }
         }
         consumer.await_values(pages.begin);
-        weigh(0);
-        finish_rounds(rows.decay);
+        consumer.weigh(weights, rows.o, sums, accumulate);
+        finish();
+        if constexpr (Tile::fp8) {
+            if (promotions) rows.add(promoted, sums);
+#pragma unroll
+            for (int r = 0; r < 2; ++r) rows.sum[r] = sums[2 * r];
+        }
     }
     consumer.skip(pages.begin - 1, pages.begin - block_pages.begin);
 

@@ -3,18 +3,18 @@
 
 using namespace peregrine;
 
-// element, its name, head_dim, consumers, register steps, rounds, bytes of dynamic shared memory. Blocks have
+// element, its name, head_dim, consumers, register steps, promoted pages, bytes of dynamic shared memory. Blocks have
 // 128 * (consumers + 1) threads; how many consumers was chosen by time.
 #define PREFILL_VARIANTS(V)             \
-    V(E4m3, e4m3, 64, 4, 0, 2, 98816)   \
-    V(E4m3, e4m3, 128, 3, 1, 4, 168448) \
-    V(Bf16, bf16, 64, 4, 1, 1, 156160)  \
-    V(Bf16, bf16, 128, 3, 2, 1, 201216)
+    V(E4m3, e4m3, 64, 4, 0, 4, 164352)  \
+    V(E4m3, e4m3, 128, 3, 2, 4, 221696) \
+    V(Bf16, bf16, 64, 4, 1, 1, 156288)  \
+    V(Bf16, bf16, 128, 3, 2, 1, 201344)
 
-#define PREFILL_ENTRY(ELEMENT, NAME, HEAD_DIM, CONSUMERS, STEPS, ROUNDS, SHARED)                                 \
+#define PREFILL_ENTRY(ELEMENT, NAME, HEAD_DIM, CONSUMERS, STEPS, PAGES, SHARED)                                  \
     extern "C" __global__ void __launch_bounds__(128 * (CONSUMERS) + 128, 1)                                     \
         prefill_##NAME##_d##HEAD_DIM(const __grid_constant__ DecodeArgs args) {                                  \
-        using Tile = PrefillTile<ELEMENT, HEAD_DIM, CONSUMERS, STEPS, ROUNDS>;                                   \
+        using Tile = PrefillTile<ELEMENT, HEAD_DIM, CONSUMERS, STEPS, PAGES>;                                    \
         static_assert(sizeof(Tile::Shared) == (SHARED), "the launch table is out of step");                      \
         prefill<Tile>(args);                                                                                     \
     }

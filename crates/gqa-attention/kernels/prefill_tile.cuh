@@ -8,22 +8,26 @@ namespace peregrine {
 
 // consumers: warpgroups that multiply, 64 rows each: the more, the better one's softmax hides behind the others' products, and
 // the fewer registers each has. register_steps: products along a row of Q whose operand stays in registers; that of the others
-// lies in shared memory. rounds: parts of head_dim that P is multiplied with one after the other.
-template <class Element_, int head_dim_, int consumers_, int register_steps_, int rounds_>
+// lies in shared memory. promoted_pages: how many pages the short accumulation of FP8 products sums up, a power of 2.
+template <class Element_, int head_dim_, int consumers_, int register_steps_, int promoted_pages_>
 struct PrefillTile {
     using Element = Element_;
-    static constexpr int head_dim = head_dim_, consumers = consumers_, register_steps = register_steps_, rounds = rounds_;
+    static constexpr int head_dim = head_dim_, consumers = consumers_, register_steps = register_steps_, promoted_pages = promoted_pages_;
     static constexpr bool fp8 = Element::bytes == 1;
-    static constexpr int rows = 64 * consumers, threads = 128 * (consumers + 1), round_dims = head_dim / rounds;
+    static constexpr int rows = 64 * consumers, threads = 128 * (consumers + 1);
     static constexpr int tile_bytes = page_tokens * head_dim * Element::bytes;
     // Products along a row of Q, and along the tokens of a page; terms: Q as high + low.
     static constexpr int query_steps = head_dim * Element::bytes / 32, value_steps = page_tokens * Element::bytes / 32;
     static constexpr int terms = fp8 ? 2 : 1, shared_steps = query_steps - register_steps, step_bytes = 64 * 32;
     static constexpr int query_bytes = terms * shared_steps * step_bytes;  // of a warpgroup, in shared memory
-    static constexpr int fit = (shared_memory_limit - 1024 - consumers * query_bytes) / (2 * tile_bytes);
+    static constexpr int promoted_quads = fp8 ? head_dim / 8 : 0;          // of f32 that a thread keeps there
+    static constexpr int fit =
+        (shared_memory_limit - 1024 - consumers * (query_bytes + 128 * 16 * promoted_quads)) / (2 * tile_bytes);
     static constexpr int stages = fit > 8 ? 8 : fit;  // pages in the ring
     // P is scaled so that the maximum is 2^shift: e4m3 then reaches 2^-17 below it.
     static constexpr float shift = fp8 ? 8.0f : 0.0f;
+    // How far scores may rise above the maximum that P counts from: 2^room (2^8.75 fits e4m3, 2^8 leaves f32 all of its range).
+    static constexpr float room = fp8 ? 0.75f : 8.0f;
     static constexpr int producer_registers = consumers == 2 ? 24 : 32;
     static constexpr int consumer_registers = consumers == 2 ? 240 : consumers == 3 ? 160 : 112;
     // What the warpgroups have in all is fixed at the launch: as many registers to each thread as threads leave it.
@@ -33,11 +37,12 @@ struct PrefillTile {
         alignas(128) uint8_t keys[stages][tile_bytes];
         alignas(128) uint8_t values[stages][tile_bytes];
         alignas(128) uint8_t query[consumers][query_bytes ? query_bytes : 128];  // operand A: [step][2 chunks][64 rows][16 bytes]
+        alignas(128) float4 promoted[consumers][promoted_quads ? promoted_quads : 1][promoted_quads ? 128 : 1];
         alignas(128) uint8_t ones[256];                                          // operand B that sums P, e4m3 only
         alignas(8) uint64_t keys_full[stages], keys_empty[stages], values_full[stages], values_empty[stages];
     };
     static_assert(sizeof(Shared) <= shared_memory_limit);
-    static_assert(stages >= 3 && (head_dim == 64 || head_dim == 128) && (fp8 || rounds == 1));
+    static_assert(stages >= 3 && (head_dim == 64 || head_dim == 128) && (promoted_pages & (promoted_pages - 1)) == 0);
 };
 
 // The pages that some row of a run of rows sees.
