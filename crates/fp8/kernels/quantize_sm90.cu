@@ -1,5 +1,4 @@
-// Entry points of fp8_quantize. Rows are shared out one block a token at a time, 32 to 1024 threads, in whole warps; features
-// are a multiple of 8, rows start at multiples of 16 bytes. See quantize.cuh for how a row is split.
+// Entry points of fp8_quantize. Rows are shared out one block a token, 32 to 1024 threads, in whole warps; features are a multiple of 8, rows start at multiples of 16 bytes. See quantize.cuh for how a row is split.
 #include "quantize.cuh"
 
 using namespace peregrine;
@@ -9,7 +8,7 @@ struct Tensor {
     uint8_t* codes;
     float* scales;
     float* group_sums;  // or null
-    uint32_t tokens, features, group_shift;  // groups of 2^group_shift
+    uint32_t features, group_shift;  // groups of 2^group_shift
 
     __device__ __forceinline__ const uint4* row(uint32_t token) const {
         return reinterpret_cast<const uint4*>(x + size_t(token) * features);
@@ -21,32 +20,31 @@ struct Tensor {
     }
 };
 
-// Rows of at most `count` vectors a thread, from row to row. `given`: the scales are there already; else they are
-// max |x[t]| / 448, and are written.
+// Rows of at most `count` vectors a thread. `given`: the scales are there already; else they are max |x[t]| / 448, and are
+// written.
 template <int count, bool given>
 __device__ __forceinline__ void quantize_held(const Tensor& tensor) {
     grid_wait_predecessor();
     grid_release_successor();
-    const uint32_t vectors = tensor.features / vector_elements;
-    Held<count> next;
-    if (blockIdx.x < tensor.tokens) next.load(tensor.row(blockIdx.x), vectors);
-    uint32_t turn = 0;
-    for (uint32_t token = blockIdx.x; token < tensor.tokens; token += gridDim.x, turn ^= 1) {
-        const Held<count> held = next;
-        if (tensor.tokens - token > gridDim.x) next.load(tensor.row(token + gridDim.x), vectors);
-        const float scale = given ? tensor.scales[token] : scale_from_absmax(block_max(held.absmax(), turn));
-        if (!given && threadIdx.x == 0) tensor.scales[token] = scale;
-        const Divisor by = divisor(scale);
-        const OutputRow output = tensor.output(token);
-        constexpr Quotients usual = given ? Quotients::ordinary : Quotients::bounded;
-        if (by.ordinary && output.group_sums != nullptr && output.steps == steps_of_128) {
-            held.template store<usual, true>(by, output);
-        } else if (by.ordinary) {
-            held.template store<usual, false>(by, output);
-        } else {
-            held.template store<Quotients::any, false>(by, output);
+    const uint32_t token = blockIdx.x;
+    Held<count> held;
+    held.load(tensor.row(token), tensor.features / vector_elements);
+    const float scale = given ? tensor.scales[token] : scale_from_absmax(block_max(held.absmax()));
+    if (!given && threadIdx.x == 0) tensor.scales[token] = scale;
+    const Divisor by = divisor(scale);
+    const OutputRow output = tensor.output(token);
+    constexpr Quotients usual = given ? Quotients::ordinary : Quotients::bounded;
+    if (!by.ordinary) {
+        held.template store<Quotients::any>(by, output);
+        return;
+    }
+    if constexpr (count >= 4) {
+        if (output.group_sums != nullptr && output.steps == 4) {
+            held.template store_by_128<usual>(by, output);
+            return;
         }
     }
+    held.template store<usual>(by, output);
 }
 
 // Rows of any length, one a block.
@@ -66,20 +64,20 @@ __device__ __forceinline__ void quantize_long(const Tensor& tensor) {
     }
 }
 
-#define QUANTIZE(NAME, BODY)                                                                                       \
-    extern "C" __global__ void __launch_bounds__(1024)                                                             \
-        NAME(const uint16_t* x, uint8_t* codes, float* scales, float* group_sums, uint32_t tokens,                 \
-             uint32_t features, uint32_t group_shift) {                                                            \
-        BODY({x, codes, scales, group_sums, tokens, features, group_shift});                                       \
+// Registers for five blocks on a multiprocessor, or, where wide rows leave more to hold, for three of 256 or two of 448 threads.
+#define QUANTIZE(NAME, THREADS, BLOCKS, BODY)                                                                      \
+    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)                                                  \
+        NAME(const uint16_t* x, uint8_t* codes, float* scales, float* group_sums, uint32_t features,               \
+             uint32_t group_shift) {                                                                               \
+        BODY({x, codes, scales, group_sums, features, group_shift});                                               \
     }
-QUANTIZE(quantize_per_token_1, (quantize_held<1, false>))
-QUANTIZE(quantize_per_token_2, (quantize_held<2, false>))
-QUANTIZE(quantize_per_token_4, (quantize_held<4, false>))
-QUANTIZE(quantize_per_token_long, quantize_long<false>)
-QUANTIZE(quantize_by_scales_1, (quantize_held<1, true>))
-QUANTIZE(quantize_by_scales_2, (quantize_held<2, true>))
-QUANTIZE(quantize_by_scales_4, (quantize_held<4, true>))
-QUANTIZE(quantize_by_scales_long, quantize_long<true>)
+QUANTIZE(quantize_per_token_1, 256, 4, (quantize_held<1, false>))
+QUANTIZE(quantize_per_token_4, 256, 5, (quantize_held<4, false>))
+QUANTIZE(quantize_per_token_8, 448, 2, (quantize_held<8, false>))
+QUANTIZE(quantize_per_token_long, 1024, 1, quantize_long<false>)
+QUANTIZE(quantize_by_scales_1, 256, 4, (quantize_held<1, true>))
+QUANTIZE(quantize_by_scales_4, 256, 5, (quantize_held<4, true>))
+QUANTIZE(quantize_by_scales_long, 1024, 1, quantize_long<true>)
 
 // scales[t] = max |x[t]|: the first step of a scale for the whole tensor.
 extern "C" __global__ void __launch_bounds__(1024) absmax_per_token(const uint16_t* x, float* scales, uint32_t features) {

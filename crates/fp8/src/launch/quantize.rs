@@ -3,24 +3,25 @@
 use super::ALIGNMENT;
 use crate::{Quantize, ScaleChoice};
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut};
-use device::gpu::{Args, Cubin, Kernel, Launch, check_aligned, check_aligned_mut, multiprocessors};
+use device::gpu::{Args, Cubin, Kernel, Launch, check_aligned, check_aligned_mut};
 use device::{Check, E4m3, QuantizedActivation, Result};
 use half::bf16;
 use std::sync::Arc;
 
 static CUBIN: Cubin =
     Cubin::new("quantize_sm90", include_bytes!(concat!(env!("OUT_DIR"), "/quantize_sm90.cubin")));
-/// By how many vectors of a row a thread holds in registers: 1, 2, 4, or none (rows are read twice).
+/// By how many vectors of a row a thread holds: 1, 4, 8, or none (rows are read twice).
 static QUANTIZE_PER_TOKEN: [Kernel; 4] = [
     Kernel::new(&CUBIN, "quantize_per_token_1"),
-    Kernel::new(&CUBIN, "quantize_per_token_2"),
     Kernel::new(&CUBIN, "quantize_per_token_4"),
+    Kernel::new(&CUBIN, "quantize_per_token_8"),
     Kernel::new(&CUBIN, "quantize_per_token_long"),
 ];
 static QUANTIZE_BY_SCALES: [Kernel; 4] = [
     Kernel::new(&CUBIN, "quantize_by_scales_1"),
-    Kernel::new(&CUBIN, "quantize_by_scales_2"),
     Kernel::new(&CUBIN, "quantize_by_scales_4"),
+    // With the scale given, no row is read twice anyway.
+    Kernel::new(&CUBIN, "quantize_by_scales_long"),
     Kernel::new(&CUBIN, "quantize_by_scales_long"),
 ];
 static ABSMAX_PER_TOKEN: Kernel = Kernel::new(&CUBIN, "absmax_per_token");
@@ -29,11 +30,6 @@ static FILL_SCALES: Kernel = Kernel::new(&CUBIN, "fill_scales");
 
 /// Elements that a thread reads at once.
 const VECTOR: usize = 8;
-/// Vectors of a row that a thread holds at most.
-const MAX_HELD: usize = 4;
-/// Threads that a multiprocessor holds, by the registers of the quantizing kernels.
-const RESIDENT_THREADS: usize = 1024;
-
 impl Quantize {
     /// Quantizes `x`, bf16 `[tokens, features]`, as [`Self::reference`] does.
     ///
@@ -56,14 +52,14 @@ impl Quantize {
         check_aligned_mut(check, "output.codes", &mut output.codes, ALIGNMENT, stream)?;
         let tokens = as_u32(check, "output.shape.tokens", output.shape.tokens)?;
 
-        let row = Row::new(self, tokens, multiprocessors(stream)?)?;
+        let row = Row::new(self, tokens)?;
         match self.scale {
             ScaleChoice::PerToken => row.quantize(&QUANTIZE_PER_TOKEN, stream, x, output),
             ScaleChoice::PerTensor => {
                 let scales = &mut output.scales;
                 let args = Args::new(stream).input(x).output(scales).value(row.features);
                 // SAFETY: the kernel's parameters. Block t reads row t of x, in whole aligned vectors, and writes scale t.
-                unsafe { ABSMAX_PER_TOKEN.launch(stream, row.one_each, args)? };
+                unsafe { ABSMAX_PER_TOKEN.launch(stream, row.launch, args)? };
                 let one_block = Launch::grid(tokens.min(1)).block(1024).overlapping();
                 let args = Args::new(stream).output(scales).value(tokens);
                 // SAFETY: the kernel's parameters. It reads and writes `tokens` scales, which are there.
@@ -81,44 +77,28 @@ impl Quantize {
     }
 }
 
-/// How rows are shared out, and what the quantizing kernels are told of them.
+/// What the quantizing kernels are launched with, checked: one block a token.
 struct Row {
-    tokens: u32,
     features: u32,
     group_size: u32,
     /// Which of the kernels.
     held: usize,
-    /// A block for each token.
-    one_each: Launch,
     launch: Launch,
 }
 
 impl Row {
-    fn new(plan: &Quantize, tokens: u32, multiprocessors: u32) -> Result<Self> {
+    fn new(plan: &Quantize, tokens: u32) -> Result<Self> {
         let vectors = plan.features / VECTOR;
-        // Four vectors a thread where that takes 256 threads and more: blocks of a multiprocessor wait for each other's rows less.
-        let threads = match vectors {
-            0..=1024 => vectors.next_multiple_of(32).min(256),
-            _ => vectors.div_ceil(MAX_HELD).next_multiple_of(32).min(1024),
+        let (held, threads) = match vectors {
+            0..=256 => (0, vectors),
+            257..=1024 => (1, vectors.div_ceil(4)),
+            1025..=3584 => (2, vectors.div_ceil(8)),
+            _ => (3, 1024),
         };
-        let held = match vectors.div_ceil(threads) {
-            0..=1 => 0,
-            2 => 1,
-            3..=MAX_HELD => 2,
-            _ => 3,
-        };
-        let one_each = Launch::grid(tokens).block(threads as u32).overlapping();
-        // Blocks that go from row to row, as many as there is room for.
-        let room = multiprocessors.saturating_mul((RESIDENT_THREADS / threads) as u32);
-        let persistent = Launch::grid(tokens.min(room)).block(threads as u32).overlapping();
-        Ok(Self {
-            tokens,
-            features: as_u32(Quantize::CHECK, "features", plan.features)?,
-            group_size: plan.group_size as u32,
-            held,
-            one_each,
-            launch: if held == 3 { one_each } else { persistent },
-        })
+        let threads = threads.next_multiple_of(32) as u32;
+        let features = as_u32(Quantize::CHECK, "features", plan.features)?;
+        let launch = Launch::grid(tokens).block(threads).overlapping();
+        Ok(Self { features, group_size: plan.group_size as u32, held, launch })
     }
 
     /// `kernels` are [`QUANTIZE_PER_TOKEN`] or [`QUANTIZE_BY_SCALES`], which differ in whether they write the scales.
@@ -133,10 +113,9 @@ impl Row {
         // Without groups the kernels do not look at the size.
         let group_shift = self.group_size.max(VECTOR as u32).ilog2();
         let args = Args::new(stream).input(x).output(&mut output.codes).output(&mut output.scales);
-        let args =
-            args.optional_output(group_sums).value(self.tokens).value(self.features).value(group_shift);
-        // SAFETY: the parameters of all these kernels. Rows below `tokens` of x are read and written in the outputs, whose
-        // lengths were checked; rows are whole vectors, start aligned, and are no longer than the kernel's threads hold.
+        let args = args.optional_output(group_sums).value(self.features).value(group_shift);
+        // SAFETY: the parameters of all these kernels. Block t reads row t of x and writes row t of the outputs, whose lengths
+        // were checked; rows are whole vectors, start aligned, and are no longer than the kernel's threads hold.
         unsafe { kernels[self.held].launch(stream, self.launch, args) }
     }
 }
