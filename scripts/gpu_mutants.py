@@ -56,11 +56,13 @@ MUTANTS = [
 
 
 def pack(*crates):
-    target = os.environ.get("CARGO_TARGET_DIR", ROOT / "target")
-    environment = os.environ | {"CARGO_TARGET_DIR": str(pathlib.Path(target).resolve() / "mutants")}
+    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve() / "mutants"
+    environment = os.environ | {"CARGO_TARGET_DIR": str(target)}
+    # Always at one place: what cargo keeps from build to build names it.
+    tree = target / "tree"
+    shutil.rmtree(tree, ignore_errors=True)
     ARCHIVE.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, tarfile.open(ARCHIVE, "w:gz") as archive:
-        tree = pathlib.Path(folder) / "tree"
         shutil.copytree(ROOT, tree, ignore=lambda _, names: {name for name in names if name in ("target", "dist") or name[0] == "."})
         for name, crate, file, old, new in MUTANTS:
             if crates and crate not in crates:
