@@ -4,7 +4,7 @@ use super::common;
 use awq_gemm::formats::{auto_awq, compressed_tensors};
 use awq_gemm::{DeviceInt4Weights, DeviceTensors, Int4Shape, Int4Weights, PackedWeights, SyntheticInt4};
 use cudarc::driver::CudaStream;
-use device::gpu::{Event, Gpu, download, upload};
+use device::gpu::{Gpu, download, upload};
 use half::f16;
 use op_test::Rng;
 use std::sync::Arc;
@@ -203,37 +203,4 @@ fn bad_parts_are_refused() {
     let text =
         "int4_weights: group_size: expected a multiple of 64 (the kernels have groups of 64 and 128), got 32";
     assert_eq!(error.to_string(), text);
-}
-
-/// How long Falcon-180B's widest layer takes: 0.44 GB of codes, to be read once and written once.
-#[test]
-#[ignore = "needs an H200"]
-fn packing_is_faster_than_any_disk() {
-    let gpu = Gpu::open(0).unwrap();
-    let stream = gpu.stream();
-    let shape = Int4Shape::new(14848, 59392, 128).unwrap();
-    let (start, end) = (Event::new(gpu.context()).unwrap(), Event::new(gpu.context()).unwrap());
-    let timed = |what: &str, run: &mut dyn FnMut()| {
-        run();
-        start.record(stream).unwrap();
-        run();
-        end.record(stream).unwrap();
-        let seconds = start.elapsed(&end).unwrap().as_secs_f64();
-        let rate = 14848.0 * 59392.0 / 2.0 / seconds / 1e9;
-        println!("{what:<16} {:7.2} ms, {rate:6.0} GB/s of codes", seconds * 1e3);
-        assert!(rate > 50.0, "{what}: {rate} GB/s");
-    };
-    timed("random", &mut || {
-        DeviceInt4Weights::synthetic(stream, &SyntheticInt4::new(shape, 5)).unwrap();
-    });
-    let ints = |len| device::gpu::zeros::<i32>(stream, len, "ints").unwrap();
-    let (words, zeros) = (ints(14848 * 59392 / 8), ints(116 * 59392 / 8));
-    let scales = device::gpu::zeros::<f16>(stream, 116 * 59392, "halves").unwrap();
-    let rows = upload(stream, &(0..59392).rev().collect::<Vec<i32>>(), "rows").unwrap();
-    let awq = DeviceTensors::AutoAwq { qweight: &words, qzeros: &zeros, scales: &scales };
-    let packed = DeviceTensors::PackQuantized { packed: &words, scales: &scales, zero_points: Some(&zeros) };
-    for (what, tensors) in [("AutoAWQ", awq), ("pack-quantized", packed)] {
-        let mut weights = DeviceInt4Weights::zeros(stream, shape).unwrap();
-        timed(what, &mut || weights.add(stream, shape, tensors, Some(&rows)).unwrap());
-    }
 }
