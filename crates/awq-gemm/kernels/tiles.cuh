@@ -27,7 +27,7 @@ constexpr int kCodeBytes = kBlockFeatures * kUnit / 2;                       // 
 constexpr int kScaleBytes = kWindow * kBlockFeatures * 2;                    // of a block's window
 constexpr int kParameterBytes = kScaleBytes + kWindow * kBlockFeatures / 2;  // and its zero points
 
-// The product as the schedule sees it.
+// The product as the schedule sees it: a launch's description P is one, or has members of these names.
 struct Work {
     float* partials;              // workspace: tile features x tile tokens for each block of the grid
     uint32_t* flags;              // workspace: kMultipliers for each block of the grid; zero before and after every launch
@@ -48,18 +48,18 @@ struct Place {
     int feature_tile, token_tile;
 };
 
-template <class V>
-__device__ __forceinline__ int feature_tiles(const Work& p) {
+template <class V, class P>
+__device__ __forceinline__ int feature_tiles(const P& p) {
     constexpr int kFeatures = kBlockFeatures * V::kTileBlocks;
     return (p.features + kFeatures - 1) / kFeatures;
 }
-template <class V>
-__device__ __forceinline__ int token_tiles(const Work& p) {
+template <class V, class P>
+__device__ __forceinline__ int token_tiles(const P& p) {
     return (p.tokens + V::kTokens - 1) / V::kTokens;
 }
 
-template <class V>
-__device__ __forceinline__ Place locate(const Work& p, int tile) {
+template <class V, class P>
+__device__ __forceinline__ Place locate(const P& p, int tile) {
     const int panel_size = p.panel_tiles * feature_tiles<V>(p);
     const int panel = tile / panel_size;
     const int in_panel = tile - panel * panel_size;
@@ -69,7 +69,8 @@ __device__ __forceinline__ Place locate(const Work& p, int tile) {
 }
 
 // First unit of a block's share of the streamed tiles, counted over all of them.
-__device__ __forceinline__ int stream_begin(const Work& p, uint32_t block) {
+template <class P>
+__device__ __forceinline__ int stream_begin(const P& p, uint32_t block) {
     return static_cast<int>(static_cast<uint64_t>(p.stream_tiles) * p.units * block / gridDim.x);
 }
 
@@ -78,12 +79,14 @@ template <class V>
 struct Schedule {
     int position, stream_end, next_whole;
 
-    __device__ __forceinline__ explicit Schedule(const Work& p)
+    template <class P>
+    __device__ __forceinline__ explicit Schedule(const P& p)
         : position(warp_uniform(stream_begin(p, blockIdx.x))),
           stream_end(warp_uniform(stream_begin(p, blockIdx.x + 1))),
           next_whole(p.stream_tiles + blockIdx.x) {}
 
-    __device__ __forceinline__ bool next(const Work& p, Segment& s) {
+    template <class P>
+    __device__ __forceinline__ bool next(const P& p, Segment& s) {
         if (position < stream_end) {
             s.tile = warp_uniform(position / p.units);
             s.first_unit = position - s.tile * p.units;
@@ -97,10 +100,16 @@ struct Schedule {
     }
 };
 
+// First unit after the window of `unit`, or the segment's end.
+template <class V>
+__device__ __forceinline__ int window_end(const Segment& s, int unit) {
+    return min(s.end_unit, unit / V::kWindowUnits * V::kWindowUnits + V::kWindowUnits);
+}
+
 // Where chunk `index` of `count` along K lies among chunks of the same kind, for feature block `lane` of a tile. A tile past
 // the last feature multiplies the last block again and does not store it.
-template <class V>
-__device__ __forceinline__ int chunk(const Work& p, const Place& place, int lane, int index, int count) {
+template <class V, class P>
+__device__ __forceinline__ int chunk(const P& p, const Place& place, int lane, int index, int count) {
     const int blocks = p.features / kBlockFeatures;
     const int block = min(place.feature_tile * V::kTileBlocks + lane, blocks - 1);
     const int stripe = block / kStripe * kStripe;
@@ -121,14 +130,14 @@ struct Lane {
 template <class V>
 using Accumulators = float[V::kBlocks][V::kValues];
 
-template <class V>
-__device__ __forceinline__ float4* partial_slot(const Work& p, uint32_t block, const Lane& lane) {
+template <class V, class P>
+__device__ __forceinline__ float4* partial_slot(const P& p, uint32_t block, const Lane& lane) {
     constexpr int kVectors = V::kBlocks * V::kValues / 4;
     return reinterpret_cast<float4*>(p.partials) + (block * V::kMultipliers + lane.multiplier) * kVectors * 128 + lane.thread;
 }
 
-template <class V>
-__device__ __forceinline__ void leave_partial(const Accumulators<V>& acc, const Work& p, const Lane& lane) {
+template <class V, class P>
+__device__ __forceinline__ void leave_partial(const Accumulators<V>& acc, const P& p, const Lane& lane) {
     float4* slot = partial_slot<V>(p, blockIdx.x, lane);
     const float4* values = reinterpret_cast<const float4*>(&acc[0][0]);
 #pragma unroll
@@ -138,8 +147,8 @@ __device__ __forceinline__ void leave_partial(const Accumulators<V>& acc, const 
 }
 
 // They began with the tile, so they are done early.
-template <class V>
-__device__ __forceinline__ void add_partials(Accumulators<V>& acc, const Work& p, int tile, const Lane& lane) {
+template <class V, class P>
+__device__ __forceinline__ void add_partials(Accumulators<V>& acc, const P& p, int tile, const Lane& lane) {
     const int tile_end = (tile + 1) * p.units;
     const auto has_part = [&](uint32_t block) { return block < gridDim.x && stream_begin(p, block) < tile_end; };
     // Thread i awaits block i: many small partials cost one round trip, not one each.

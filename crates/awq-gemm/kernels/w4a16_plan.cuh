@@ -138,10 +138,4 @@ struct Windows : Ring<2, V::kWindowStride> {
     __device__ __forceinline__ void advance() { Ring<2, V::kWindowStride>::advance(last); }
 };
 
-// First unit after the window of `unit`, or the segment's end.
-template <class V>
-__device__ __forceinline__ int window_end(const Segment& s, int unit) {
-    return min(s.end_unit, unit / V::kWindowUnits * V::kWindowUnits + V::kWindowUnits);
-}
-
 }  // namespace w4a16

@@ -66,16 +66,6 @@ namespace w4a8 {
 
 // ---- Warp 0: copies ----------------------------------------------------------------------------------------------------
 
-// Where chunk `index` of `count` along K of a tile's block lies among chunks of the same kind. A tile past the last feature
-// multiplies the last block again and does not store it.
-template <class V>
-__device__ __forceinline__ int chunk(const Problem& p, const Place& place, int lane, int index, int count) {
-    const int blocks = p.features / kBlockFeatures;
-    const int block = min(place.feature_tile * V::kTileBlocks + lane, blocks - 1);
-    const int stripe = block / kStripe * kStripe;
-    return stripe * count + index * min(kStripe, blocks - stripe) + block - stripe;
-}
-
 // Lane i issues the copies of feature block i.
 template <class V>
 __device__ __forceinline__ void load_codes(const Stages<V>& stages, const Problem& p, const Place& place, int unit, int lane) {

@@ -7,63 +7,6 @@
 
 namespace w4a8 {
 
-// Where a thread stands in its warpgroup and in the fragment layouts of wgmma.cuh.
-struct Lane {
-    int multiplier, thread, warp, row, column;
-    __device__ __forceinline__ Lane()
-        : multiplier(warp_uniform(threadIdx.x / 128) - 1),
-          thread(threadIdx.x % 128),
-          warp(thread / 32),
-          row(thread % 32 / 4),
-          column(thread % 4) {}
-};
-
-template <class V>
-using Accumulators = float[V::kBlocks][V::kValues];
-
-template <class V>
-__device__ __forceinline__ float4* partial_slot(const Problem& p, uint32_t block, const Lane& lane) {
-    constexpr int kVectors = V::kBlocks * V::kValues / 4;
-    return reinterpret_cast<float4*>(p.partials) + (block * V::kMultipliers + lane.multiplier) * kVectors * 128 + lane.thread;
-}
-
-template <class V>
-__device__ __forceinline__ void leave_partial(const Accumulators<V>& acc, const Problem& p, const Lane& lane) {
-    float4* slot = partial_slot<V>(p, blockIdx.x, lane);
-    const float4* values = reinterpret_cast<const float4*>(&acc[0][0]);
-#pragma unroll
-    for (int i = 0; i < V::kBlocks * V::kValues / 4; ++i) __stcg(slot + i * 128, values[i]);
-    named_barrier_sync(1 + lane.multiplier, 128);
-    if (lane.thread == 0) flag_release(p.flags + blockIdx.x * V::kMultipliers + lane.multiplier, 1);
-}
-
-// Adds, in the order of the blocks, what the blocks after this one have of the tile. They began with it, so they are done early.
-template <class V>
-__device__ __forceinline__ void add_partials(Accumulators<V>& acc, const Problem& p, int tile, const Lane& lane) {
-    const int tile_end = (tile + 1) * p.units;
-    const auto has_part = [&](uint32_t block) { return block < gridDim.x && stream_begin(p, block) < tile_end; };
-    // Thread i awaits block i: many small partials cost one round trip, not one each.
-    for (uint32_t block = blockIdx.x + 1 + lane.thread; has_part(block); block += 128) {
-        uint32_t* flag = p.flags + block * V::kMultipliers + lane.multiplier;
-        while (flag_acquire(flag) == 0) __nanosleep(20);
-        *flag = 0;
-    }
-    named_barrier_sync(1 + lane.multiplier, 128);
-#pragma unroll 1
-    for (uint32_t block = blockIdx.x + 1; has_part(block); ++block) {
-        const float4* slot = partial_slot<V>(p, block, lane);
-        float4* values = reinterpret_cast<float4*>(&acc[0][0]);
-#pragma unroll
-        for (int i = 0; i < V::kBlocks * V::kValues / 4; ++i) {
-            const float4 other = __ldcg(slot + i * 128);
-            values[i].x += other.x;
-            values[i].y += other.y;
-            values[i].z += other.z;
-            values[i].w += other.w;
-        }
-    }
-}
-
 // ---- The epilogue ------------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ uint32_t transpose_8x8(uint32_t fragment) {

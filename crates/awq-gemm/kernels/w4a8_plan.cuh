@@ -5,17 +5,12 @@
 #include <peregrine/mbarrier.cuh>
 #include <peregrine/sync.cuh>
 
+#include "tiles.cuh"
+
 namespace w4a8 {
 
-using namespace peregrine;
+using namespace packed;
 
-constexpr int kUnit = 128;          // K per stage: one row of the 128-byte swizzle
-constexpr int kBlockFeatures = 64;  // rows of one wgmma
-constexpr int kStripe = 8;          // blocks whose units alternate in memory
-constexpr int kWindow = 8;          // groups whose zero points are taken out together: one bf16 wgmma step, two columns a group
-constexpr int kCodeBytes = kBlockFeatures * kUnit / 2;      // of a block's unit
-constexpr int kScaleBytes = kWindow * kBlockFeatures * 2;   // of a block's window
-constexpr int kParameterBytes = kScaleBytes + kWindow * kBlockFeatures / 2;  // and its zero points
 constexpr int kSumRowBytes = 4 * kWindow;                   // a token's group sums of a window: a row of the 32-byte swizzle
 
 // The same for every variant; passed by value.
@@ -79,71 +74,6 @@ struct Variant {
     static_assert(kSharedBytes <= 227 * 1024 && kStages >= 2);
     static_assert((2 * kStages + 4) * 8 <= kWindowOffset);
 };
-
-// A run of units of one tile.
-struct Segment {
-    int tile, first_unit, end_unit;
-};
-
-// Where a tile lies. Tiles are numbered in panels of `panel_tiles` token tiles; inside a panel tokens vary fastest, so that
-// blocks that run together share weights in L2, and a panel's activations stay there.
-struct Place {
-    int feature_tile, token_tile;
-};
-
-template <class V>
-__device__ __forceinline__ int feature_tiles(const Problem& p) {
-    return (p.features + kBlockFeatures * V::kTileBlocks - 1) / (kBlockFeatures * V::kTileBlocks);
-}
-template <class V>
-__device__ __forceinline__ int token_tiles(const Problem& p) {
-    return (p.tokens + V::kTokens - 1) / V::kTokens;
-}
-
-template <class V>
-__device__ __forceinline__ Place locate(const Problem& p, int tile) {
-    const int panel_size = p.panel_tiles * feature_tiles<V>(p);
-    const int panel = tile / panel_size;
-    const int in_panel = tile - panel * panel_size;
-    const int width = min(p.panel_tiles, token_tiles<V>(p) - panel * p.panel_tiles);
-    const int feature_tile = in_panel / width;
-    return {feature_tile, panel * p.panel_tiles + in_panel - feature_tile * width};
-}
-
-// First unit of a block's share of the streamed tiles, counted over all of them.
-__device__ __forceinline__ int stream_begin(const Problem& p, uint32_t block) {
-    return static_cast<int>(static_cast<uint64_t>(p.stream_tiles) * p.units * block / gridDim.x);
-}
-
-// The segments of this block, in order: its share of the streamed tiles, then whole tiles. Every role walks the same.
-template <class V>
-struct Schedule {
-    int position, stream_end, next_whole;
-
-    __device__ __forceinline__ explicit Schedule(const Problem& p)
-        : position(warp_uniform(stream_begin(p, blockIdx.x))),
-          stream_end(warp_uniform(stream_begin(p, blockIdx.x + 1))),
-          next_whole(p.stream_tiles + blockIdx.x) {}
-
-    __device__ __forceinline__ bool next(const Problem& p, Segment& s) {
-        if (position < stream_end) {
-            s.tile = warp_uniform(position / p.units);
-            s.first_unit = position - s.tile * p.units;
-            s.end_unit = min(p.units, s.first_unit + stream_end - position);
-            position += s.end_unit - s.first_unit;
-            return true;
-        }
-        s = {next_whole, 0, p.units};
-        next_whole += gridDim.x;
-        return s.tile < feature_tiles<V>(p) * token_tiles<V>(p);
-    }
-};
-
-// First unit after the window of `unit`, or the segment's end.
-template <class V>
-__device__ __forceinline__ int window_end(const Segment& s, int unit) {
-    return min(s.end_unit, unit / V::kWindowUnits * V::kWindowUnits + V::kWindowUnits);
-}
 
 // A cyclic buffer in shared memory and one walker's position in it: `kSlots` pairs of barriers, slots `kBytes` apart.
 template <int kSlots, int kBytes>

@@ -1,6 +1,7 @@
 //! The device side of the products: the crate's only unsafe code.
 
 mod pack;
+mod schedule;
 mod w4a16;
 mod w4a8;
 mod weights;

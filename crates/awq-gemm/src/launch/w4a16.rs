@@ -1,6 +1,7 @@
 //! The W4A16 kernel on the device.
 
 use super::DeviceInt4Weights;
+use super::schedule::Schedule;
 use crate::W4A16;
 use crate::pack::{BLOCK, Layout, UNIT, WINDOW};
 use bytemuck::{Pod, Zeroable};
@@ -68,10 +69,6 @@ static VARIANTS: [Variant; 14] = variants![
     "g64_t128_f256"        64     128      0            2       2       4
 ];
 
-/// Token tiles that run side by side before the features advance: their activations stay in L2 while weights stream.
-const PANEL_TILES: usize = 8;
-/// Units a block should have at least, for its start to pay.
-const UNITS_PER_BLOCK: usize = 2;
 /// Activations in a row of the 128-byte swizzle: half a unit.
 const BOX: usize = UNIT / 2;
 
@@ -133,33 +130,6 @@ struct Problem {
     work: Work,
     output_f16: i32,
     weights_stream_once: i32,
-}
-
-/// How tiles are shared out over a persistent grid.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Schedule {
-    grid: usize,
-    /// Tiles cut along K, evenly over all blocks; the rest is a multiple of the grid and goes whole.
-    stream_tiles: usize,
-    token_tiles: usize,
-}
-
-impl Schedule {
-    fn new(
-        variant: &Variant,
-        out_features: usize,
-        tokens: usize,
-        units: usize,
-        multiprocessors: usize,
-    ) -> Self {
-        let token_tiles = tokens.div_ceil(variant.tokens);
-        let tiles = out_features.div_ceil(variant.features()) * token_tiles;
-        let grid = (tiles * units / UNITS_PER_BLOCK).clamp(1, multiprocessors);
-        let rest = tiles % grid;
-        // A last wave that is not full is cut together with the one before it.
-        let stream_tiles = if rest == 0 || tiles < grid { rest } else { rest + grid };
-        Self { grid, stream_tiles, token_tiles }
-    }
 }
 
 /// What W4A16 products keep on a device between launches: partial sums of tiles that several blocks share, and their
@@ -253,7 +223,13 @@ impl W4A16 {
         }
 
         let Layout { units, windows, .. } = layout;
-        let schedule = Schedule::new(variant, shape.out_features(), tokens, units, workspace.multiprocessors);
+        let schedule = Schedule::new(
+            [variant.features(), variant.tokens],
+            shape.out_features(),
+            tokens,
+            units,
+            workspace.multiprocessors,
+        );
         // The kernel counts in 32 bits: tokens, and units over all streamed tiles.
         let number = |argument, value: usize| {
             i32::try_from(value)
@@ -287,7 +263,7 @@ impl W4A16 {
                 units: number("weights", units)?,
                 windows: number("weights", windows)?,
                 stream_tiles: number("weights", schedule.stream_tiles)?,
-                panel_tiles: number("x", schedule.token_tiles.min(PANEL_TILES))?,
+                panel_tiles: number("x", schedule.panel_tiles())?,
             },
             output_f16: i32::from(Y::NAME == "f16"),
             weights_stream_once: i32::from(schedule.token_tiles == 1),
@@ -306,7 +282,8 @@ impl W4A16 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Schedule, VARIANTS, Variant};
+    use super::super::schedule::Schedule;
+    use super::{VARIANTS, Variant};
 
     #[test]
     fn the_narrowest_tile_that_holds_the_batch_is_chosen() {
@@ -343,7 +320,8 @@ mod tests {
             for (out_features, tokens, units) in
                 [(64, 1, 1), (59392, 16, 116), (8192, 256, 64), (57344, 4096, 64)]
             {
-                let schedule = Schedule::new(variant, out_features, tokens, units, 132);
+                let schedule =
+                    Schedule::new([variant.features(), variant.tokens], out_features, tokens, units, 132);
                 let tiles = out_features.div_ceil(variant.features()) * schedule.token_tiles;
                 assert!(schedule.stream_tiles <= tiles && (1..=132).contains(&schedule.grid));
                 assert_eq!((tiles - schedule.stream_tiles) % schedule.grid, 0, "{schedule:?} of {tiles}");
