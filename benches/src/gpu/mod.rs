@@ -4,11 +4,13 @@
 mod attention;
 mod ceilings;
 mod products;
+mod steps;
 mod sustained;
 
 pub use attention::{Decode, Lengths, Page, ragged};
 pub use ceilings::{copy, print_ceilings, read};
 pub use products::{Fp8Layer, Int4Layer, LAYERS, Layer, Quantizing, TOKENS};
+pub use steps::{Activating, Choosing, Norming};
 pub use sustained::{Sustained, sustain};
 
 use criterion::measurement::WallTime;

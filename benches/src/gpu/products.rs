@@ -75,7 +75,7 @@ pub(super) fn random(bench: &Bench, elements: usize, features: usize) -> Result<
     Ok(x)
 }
 
-type Activation = QuantizedActivation<CudaSlice<E4m3>, CudaSlice<f32>>;
+pub(super) type Activation = QuantizedActivation<CudaSlice<E4m3>, CudaSlice<f32>>;
 
 /// The quantizing kernel, a scale per token.
 pub struct Quantizing {
@@ -107,7 +107,7 @@ impl Quantizing {
     }
 }
 
-fn output(bench: &Bench, plan: &Quantize, tokens: usize) -> Result<Activation> {
+pub(super) fn output(bench: &Bench, plan: &Quantize, tokens: usize) -> Result<Activation> {
     let (stream, shape) = (bench.gpu().stream(), plan.shape(tokens));
     Ok(QuantizedActivation {
         codes: zeros(stream, tokens * shape.features, "codes")?,

@@ -13,5 +13,3 @@ mod norm;
 mod refusals;
 #[path = "gpu/support.rs"]
 mod support;
-#[path = "gpu/times.rs"]
-mod times;

@@ -8,7 +8,7 @@ mod batch;
 
 use cudarc::driver::{CudaStream, DeviceRepr};
 use device::Element;
-use device::gpu::{Event, Gpu, Graph, download, upload, zeros};
+use device::gpu::{Gpu, download, upload, zeros};
 use half::bf16;
 use op_test::Rng;
 use sampling::{Argmax, Logit, NO_TOKEN};
@@ -121,43 +121,4 @@ fn lengths_are_checked() {
     let mut tokens = zeros::<u32>(gpu.stream(), 3, "tokens").unwrap();
     let error = Argmax::new(10).unwrap().launch(gpu.stream(), &logits, &mut tokens).unwrap_err();
     assert_eq!(error.to_string(), "argmax: logits: expected 30 elements, got 20");
-}
-
-/// Prints times beside the bytes read; the asserted part is that all of them run.
-#[test]
-#[ignore = "needs an H200"]
-fn times() {
-    let gpu = Gpu::open(0).unwrap();
-    let stream = gpu.stream();
-    for (rows, vocab_size) in [(1, 65024), (1, 128256), (16, 65024), (64, 65024), (256, 65024), (960, 32000)]
-    {
-        let bytes = rows * vocab_size * 2;
-        let count = (256_000_000 / bytes).clamp(2, 64);
-        let numbers: Vec<bf16> =
-            Rng::new(1).tensor(rows * vocab_size, 1.0).into_iter().map(bf16::from_f32).collect();
-        let inputs: Vec<_> = (0..count).map(|_| upload(stream, &numbers, "logits").unwrap()).collect();
-        let mut tokens = zeros::<u32>(stream, rows, "tokens").unwrap();
-        let argmax = Argmax::new(vocab_size).unwrap();
-        let mut all = || inputs.iter().try_for_each(|logits| argmax.launch(stream, logits, &mut tokens));
-        all().unwrap();
-        // SAFETY: all buffers outlive the graph, and the stream orders every use of them.
-        let graph = unsafe { Graph::capture(stream, all) }.unwrap();
-        let event = || Event::new(gpu.context()).unwrap();
-        let mut times: Vec<f64> = (0..7)
-            .map(|_| {
-                let (start, end) = (event(), event());
-                start.record(stream).unwrap();
-                graph.replay().unwrap();
-                end.record(stream).unwrap();
-                start.elapsed(&end).unwrap().as_secs_f64() * 1e6 / count as f64
-            })
-            .collect();
-        times.sort_by(f64::total_cmp);
-        println!(
-            "argmax {rows:>4} x {vocab_size:<6} {:>8.2} us {:>6.0} GB/s",
-            times[3],
-            bytes as f64 / times[3] / 1e3
-        );
-        assert!(times[3] > 0.0);
-    }
 }
