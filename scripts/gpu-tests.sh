@@ -4,8 +4,9 @@
 #   scripts/gpu-tests.sh pack [CRATE...]    here: builds the tests with --features cuda into dist/gpu-tests.tar.gz
 #   scripts/gpu-tests.sh run [OPTION...]    there: runs all tests that need a GPU; prints a line a binary, and
 #                                           "N passed, N failed" last; exit status 1 where any failed
-#     --sanitizer   each binary four times, under compute-sanitizer's memcheck, racecheck, initcheck and synccheck;
-#                   SANITIZER_TOOLS="memcheck racecheck" chooses
+#     --sanitizer   each binary four times, under compute-sanitizer's memcheck, racecheck, initcheck and synccheck, with 8
+#                   random cases (or PROPTEST_CASES) and without the tests that have full_size in their names, since a
+#                   kernel runs a hundred times slower there; SANITIZER_TOOLS="memcheck racecheck" chooses
 #     --bench       the benchmarks instead, with their output
 #     --filter RE   with --bench, only benchmarks whose name matches
 #     --only WORD   only binaries with WORD in their name
@@ -128,8 +129,8 @@ run() {
     fi
     for tool in ${SANITIZER_TOOLS:-memcheck racecheck initcheck synccheck}; do
       # Failing driver calls are no finding: tests provoke them, and the code checks every status.
-      run_one "$name ($tool)" "$work/$name.$tool.log" compute-sanitizer --tool "$tool" --report-api-errors no \
-        --error-exitcode 3 "$binary" "${arguments[@]}"
+      run_one "$name ($tool)" "$work/$name.$tool.log" env PROPTEST_CASES="${PROPTEST_CASES:-8}" compute-sanitizer \
+        --tool "$tool" --report-api-errors no --error-exitcode 3 "$binary" "${arguments[@]}" --skip full_size
     done
   done
   rm -rf "$work"

@@ -34,7 +34,8 @@ fn want(
                     let y = x.max(0.0) - x.abs() * tail;
                     (y, x.abs() * tail * relative + y.abs() * F32)
                 }
-                _ => {
+                Activation::Identity => (x, 0.0),
+                Activation::Swiglu | Activation::Silu => {
                     let y = x / (1.0 + (-x).exp());
                     // The exponential's argument is rounded twice, itself to two places, sum and reciprocal to two more.
                     (y, y.abs() * (5.0 + 1.2 * x.abs()) * 2.0 * F32)
@@ -75,35 +76,42 @@ struct Shape<'a> {
     group_sizes: &'a [usize],
 }
 
-#[test]
-#[ignore = "needs an H200"]
-fn activations_at_every_width() {
+/// At the given widths, each with each number of tokens, and all sizes of groups or, where rows are wide, the last two: all
+/// would only take time.
+fn check_widths(widths: impl Iterator<Item = usize> + Clone, batches: &[usize]) {
     let gpu = Gpu::open(0).unwrap();
     let mut rng = Rng::new(1);
     for activation in ALL {
-        for features in WIDTHS.into_iter().chain([28672, 59392, 131072]) {
+        for features in widths.clone() {
             let groups = [0, 8, 16, 32, 64, 128, 256].into_iter();
             let groups: Vec<usize> = groups.filter(|&g| g == 0 || features % g == 0).collect();
-            // The last one or two per width: all group sizes of wide rows would only take time.
             let group_sizes =
                 if features > 5000 { &groups[groups.len().saturating_sub(2)..] } else { &groups[..] };
-            // One token takes as many blocks as a cluster has, forty take as few as hold a row.
-            for tokens in [1, 40] {
+            for &tokens in batches {
                 let deviation = [0.1, 2.0, 30.0][rng.below(0..3)];
                 let input = draw(&mut rng, tokens * features * activation.fan_in(), deviation);
                 let multiplier = rng.tensor(features, 1.0);
                 let multiplier = (rng.below(0..2) == 1).then_some(&multiplier[..]);
                 let activate = Activate::new(activation, features).unwrap();
-                check(
-                    gpu.stream(),
-                    &activate,
-                    &input,
-                    multiplier,
-                    Shape { activation, features, group_sizes },
-                );
+                let shape = Shape { activation, features, group_sizes };
+                check(gpu.stream(), &activate, &input, multiplier, shape);
             }
         }
     }
+}
+
+/// One token takes as many blocks as a cluster has.
+#[test]
+#[ignore = "needs an H200"]
+fn activations_at_every_width() {
+    check_widths(WIDTHS.into_iter().chain([28672, 59392, 131072]), &[1]);
+}
+
+/// Forty tokens take as few blocks as hold a row.
+#[test]
+#[ignore = "needs an H200"]
+fn full_size_activations_of_many_tokens() {
+    check_widths(WIDTHS.into_iter().chain([28672, 59392, 131072]), &[40]);
 }
 
 /// Every bf16 of at most 2^40, so every branch of the functions; far below zero both give zero.
@@ -123,13 +131,28 @@ fn activations_of_every_number() {
 
 #[test]
 #[ignore = "needs an H200"]
-fn activations_of_a_batch_of_zeros_and_of_nothing() {
+fn activations_of_zeros_and_of_nothing() {
     let gpu = Gpu::open(0).unwrap();
-    let mut rng = Rng::new(2);
     let features = 59392;
     let shape = || Shape { activation: Activation::Gelu, features, group_sizes: &[128] };
     let gelu = Activate::new(Activation::Gelu, features).unwrap();
-    check(gpu.stream(), &gelu, &draw(&mut rng, 150 * features, 1.0), None, shape());
     check(gpu.stream(), &gelu, &vec![bf16::ZERO; features], None, shape());
     check(gpu.stream(), &gelu, &[], None, shape());
+}
+
+/// More rows than multiprocessors hold at a time.
+#[test]
+#[ignore = "needs an H200"]
+fn full_size_activations_of_a_batch() {
+    let gpu = Gpu::open(0).unwrap();
+    let features = 59392;
+    let gelu = Activate::new(Activation::Gelu, features).unwrap();
+    let input = draw(&mut Rng::new(2), 150 * features, 1.0);
+    check(
+        gpu.stream(),
+        &gelu,
+        &input,
+        None,
+        Shape { activation: Activation::Gelu, features, group_sizes: &[128] },
+    );
 }

@@ -200,7 +200,7 @@ fn every_mix_of_options() {
 
 #[test]
 #[ignore = "needs an H200"]
-fn real_vocabularies() {
+fn full_size_vocabularies() {
     let gpu = Gpu::open(0).unwrap();
     let mut rng = Rng::new(22);
     let mut at_boundary = 0;
