@@ -1,5 +1,7 @@
 //! Per-element comparison against a reference: no aggregate that could hide a wrong tile.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 /// How far one element may lie from its reference: `absolute + relative * |reference|`.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Bound {
@@ -52,6 +54,28 @@ pub fn assert_close_f64(got: &[f32], want: &[f64], bounds: &[f64]) {
     );
 }
 
+/// The largest error seen so far as a share of its bound, by cases that run at once: what a test prints to show how much
+/// room its bounds leave.
+#[derive(Debug, Default)]
+pub struct Worst(AtomicU64);
+
+impl Worst {
+    /// Takes in elements that [`assert_close_f64`] has let pass.
+    pub fn add(&self, got: &[f32], want: &[f64], bounds: &[f64]) {
+        let shares = got.iter().zip(want).zip(bounds).map(|((&got, want), bound)| {
+            let error = (f64::from(got) - want).abs();
+            if error == 0.0 { 0.0 } else { error / bound }
+        });
+        // Numbers that are not negative are ordered as their bits are.
+        self.0.fetch_max(shares.fold(0.0, f64::max).to_bits(), Ordering::Relaxed);
+    }
+
+    /// The largest share.
+    pub fn share(&self) -> f64 {
+        f64::from_bits(self.0.load(Ordering::Relaxed))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -60,5 +84,13 @@ mod tests {
     #[should_panic(expected = "1 of 2 elements out of bounds")]
     fn nan_never_passes() {
         assert_close(&[1.0, f32::NAN], &[1.0, 1.0], Bound { absolute: 1e9, relative: 1e9 });
+    }
+
+    #[test]
+    fn the_worst_share_is_kept() {
+        let worst = Worst::default();
+        worst.add(&[1.0, 2.5], &[1.0, 2.0], &[0.0, 2.0]);
+        worst.add(&[3.0], &[3.0], &[1.0]);
+        assert_eq!(worst.share(), 0.25);
     }
 }
