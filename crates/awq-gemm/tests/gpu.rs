@@ -274,7 +274,7 @@ fn a_row_does_not_depend_on_the_others() {
 /// Many launches back to back, as a decode step makes them: each overlaps the one before and shares its workspace.
 #[test]
 #[ignore = "needs an H200"]
-fn back_to_back_and_replayed() {
+fn back_to_back_and_replayed_full_size() {
     let gpu = Gpu::open(0).unwrap();
     let stream = gpu.stream();
     let mut workspace = W4A8Workspace::new(stream).unwrap();
@@ -313,7 +313,7 @@ fn back_to_back_and_replayed() {
 /// every element of the output can be held against the reference; and the same bits in 20 overlapping runs.
 #[test]
 #[ignore = "needs an H200"]
-fn real_layers() {
+fn real_layers_full_size() {
     const STRIPE: usize = 512;
     let gpu = Gpu::open(0).unwrap();
     let stream = gpu.stream();

@@ -238,18 +238,22 @@ impl Product {
     }
 }
 
-/// Tokens, in_features, out_features: around tile edges, then real layers.
-const SHAPES: [(usize, usize, usize); 14] = [
+/// Tokens, in_features, out_features: around tile edges, and as wide as real layers are.
+const SHAPES: [(usize, usize, usize); 10] = [
     (1, 16, 16),
     (1, 128, 256),
     (3, 4096, 48),
     (15, 272, 1008),
     (16, 1024, 1024),
     (17, 2064, 80),
-    (64, 8192, 256),
-    (65, 384, 4096),
+    (65, 384, 1040),
     (127, 512, 144),
     (129, 144, 512),
+    (130, 1040, 272),
+];
+const FULL_SIZES: [(usize, usize, usize); 6] = [
+    (64, 8192, 256),
+    (65, 384, 4096),
     (1, 8192, 8192),
     (33, 14848, 128),
     (130, 8192, 272),
@@ -281,10 +285,20 @@ fn check_exact(product: &Product, got: &[f32], rounded: bool) {
 #[test]
 #[ignore = "needs an H200"]
 fn products_of_small_integers_are_exact() {
+    small_integers(&SHAPES);
+}
+
+#[test]
+#[ignore = "needs an H200"]
+fn products_of_small_integers_are_exact_full_size() {
+    small_integers(&FULL_SIZES);
+}
+
+fn small_integers(shapes: &[(usize, usize, usize)]) {
     let gpu = Gpu::open(0).unwrap();
     let stream = gpu.stream();
     let mut rng = Rng::new(2);
-    for (tokens, in_features, out_features) in SHAPES {
+    for &(tokens, in_features, out_features) in shapes {
         let draw = grid(&rng, in_features);
         rng.bits();
         let plain = Product::new(tokens, in_features, out_features, draw);
@@ -302,10 +316,20 @@ fn products_of_small_integers_are_exact() {
 #[test]
 #[ignore = "needs an H200"]
 fn products_of_random_numbers_stay_within_their_bounds() {
+    random_numbers(&SHAPES);
+}
+
+#[test]
+#[ignore = "needs an H200"]
+fn products_of_random_numbers_stay_within_their_bounds_full_size() {
+    random_numbers(&FULL_SIZES);
+}
+
+fn random_numbers(shapes: &[(usize, usize, usize)]) {
     let gpu = Gpu::open(0).unwrap();
     let stream = gpu.stream();
     let mut rng = Rng::new(3);
-    for (tokens, in_features, out_features) in SHAPES {
+    for &(tokens, in_features, out_features) in shapes {
         let mut draw = rng.clone();
         rng.bits();
         let dense =
@@ -339,7 +363,7 @@ fn products_of_random_numbers_stay_within_their_bounds() {
 fn a_captured_layer_replays() {
     let gpu = Gpu::open(0).unwrap();
     let stream = gpu.stream();
-    let (tokens, in_features, out_features) = (16, 8192, 8192);
+    let (tokens, in_features, out_features) = (16, 1024, 2048);
     let mut rng = Rng::new(4);
     let plan = Quantize::per_token(in_features).unwrap().with_group_sums(128).unwrap();
     let product = Fp8Product::new(in_features, out_features).unwrap();
@@ -431,7 +455,7 @@ fn device_arguments_are_checked() {
 /// Not a benchmark: shows at a glance what a step's quantization costs.
 #[test]
 #[ignore = "needs an H200"]
-fn a_graph_of_quantizations_gives_the_same_and_is_timed() {
+fn a_graph_of_quantizations_gives_the_same_full_size() {
     let gpu = Gpu::open(0).unwrap();
     let stream = gpu.stream();
     let mut rng = Rng::new(5);

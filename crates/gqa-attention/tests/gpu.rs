@@ -86,7 +86,7 @@ fn decode(contexts: impl IntoIterator<Item = usize>) -> Vec<Sequence> {
 
 #[test]
 #[ignore = "needs an H200"]
-fn real_shapes() {
+fn real_shapes_full_size() {
     let mut rng = Rng::new(11);
     let llama = AttentionShape { query_heads: 64, kv_heads: 8, head_dim: 128 };
     let falcon = AttentionShape { query_heads: 232, kv_heads: 8, head_dim: 64 };
@@ -129,7 +129,7 @@ fn small_batches() {
 /// A far token with a dominant score is found at 128k, and a long sum stays accurate.
 #[test]
 #[ignore = "needs an H200"]
-fn long_contexts() {
+fn long_contexts_full_size() {
     fn needle<T: Page>(rng: &mut Rng) {
         let shape = AttentionShape { query_heads: 8, kv_heads: 1, head_dim: 128 };
         let options = AttentionOptions::default();

@@ -258,7 +258,7 @@ fn w4a16_a_row_does_not_depend_on_the_others() {
 /// Many launches back to back, as a decode step makes them: each overlaps the one before and shares its workspace.
 #[test]
 #[ignore = "needs an H200"]
-fn w4a16_back_to_back_and_replayed() {
+fn w4a16_back_to_back_and_replayed_full_size() {
     let gpu = Gpu::open(0).unwrap();
     let stream = gpu.stream();
     let mut workspace = W4A16Workspace::new(stream).unwrap();
@@ -296,7 +296,7 @@ fn w4a16_back_to_back_and_replayed() {
 /// every element of the output can be held against the reference; and the same bits in 10 overlapping runs.
 #[test]
 #[ignore = "needs an H200"]
-fn w4a16_real_layers() {
+fn w4a16_real_layers_full_size() {
     const STRIPE: usize = 512;
     let gpu = Gpu::open(0).unwrap();
     let stream = gpu.stream();

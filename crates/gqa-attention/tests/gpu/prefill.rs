@@ -88,7 +88,7 @@ proptest! {
 
 #[test]
 #[ignore = "needs an H200"]
-fn real_chunks() {
+fn real_chunks_full_size() {
     let mut rng = Rng::new(22);
     let plain = AttentionOptions::default();
     let (llama, falcon) = (shape(8, 8, 128), shape(29, 8, 64));
