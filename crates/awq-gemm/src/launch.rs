@@ -7,6 +7,7 @@ mod w4a8;
 mod weights;
 
 pub use pack::DeviceTensors;
+pub use schedule::Tiling;
 pub use w4a8::W4A8Workspace;
 pub use w4a16::{Activation, W4A16Workspace};
 pub use weights::DeviceInt4Weights;

@@ -51,7 +51,7 @@ mod synthetic;
 mod weights;
 
 #[cfg(feature = "cuda")]
-pub use launch::{Activation, DeviceInt4Weights, DeviceTensors, W4A8Workspace, W4A16Workspace};
+pub use launch::{Activation, DeviceInt4Weights, DeviceTensors, Tiling, W4A8Workspace, W4A16Workspace};
 pub use pack::{PackedWeights, f16_scales};
 pub use product::{W4A8, W4A16};
 pub use quantize::quantize;

@@ -1,7 +1,7 @@
 //! The W4A16 kernel on the device.
 
 use super::DeviceInt4Weights;
-use super::schedule::Schedule;
+use super::schedule::{Schedule, Tiling};
 use crate::W4A16;
 use crate::pack::{BLOCK, Layout, UNIT, WINDOW};
 use bytemuck::{Pod, Zeroable};
@@ -216,20 +216,12 @@ impl W4A16 {
         let own = workspace.stream.cu_stream() == stream.cu_stream();
         check.that(own, "workspace", "one made for this stream", "another stream's")?;
         let layout = Layout::new(shape)?;
-        let variant = Variant::choose(shape.group_size(), tokens, shape.out_features())
-            .ok_or_else(|| check.error("group_size", "64 or 128", shape.group_size()))?;
+        let (variant, schedule) = self.schedule(tokens, workspace.multiprocessors)?;
         if tokens == 0 {
             return Ok(());
         }
 
         let Layout { units, windows, .. } = layout;
-        let schedule = Schedule::new(
-            [variant.features(), variant.tokens],
-            shape.out_features(),
-            tokens,
-            units,
-            workspace.multiprocessors,
-        );
         // The kernel counts in 32 bits: tokens, and units over all streamed tiles.
         let number = |argument, value: usize| {
             i32::try_from(value)
@@ -277,6 +269,22 @@ impl W4A16 {
         // what each block leaves, as the grid has at most one block a multiprocessor, and its flags are zero between the
         // launches of its one stream.
         unsafe { kernel.launch(stream, launch.overlapping(), args) }
+    }
+
+    /// How a batch of `tokens` is cut up on so many multiprocessors, for `group_size` 64 or 128 and `out_features` in
+    /// multiples of 64.
+    pub fn tiling(&self, tokens: usize, multiprocessors: usize) -> Result<Tiling> {
+        let (variant, schedule) = self.schedule(tokens, multiprocessors)?;
+        Ok(schedule.tiling(variant.bf16.name()))
+    }
+
+    fn schedule(&self, tokens: usize, multiprocessors: usize) -> Result<(&'static Variant, Schedule)> {
+        let shape = self.shape();
+        let units = Layout::new(shape)?.units;
+        let variant = Variant::choose(shape.group_size(), tokens, shape.out_features())
+            .ok_or_else(|| Self::CHECK.error("group_size", "64 or 128", shape.group_size()))?;
+        let tile = [variant.features(), variant.tokens];
+        Ok((variant, Schedule::new(tile, shape.out_features(), tokens, units, multiprocessors)))
     }
 }
 
