@@ -11,6 +11,7 @@
 #     --filter RE   with --bench, only benchmarks whose name matches
 #     --only WORD   only binaries with WORD in their name
 #     --from DIR    where the archive lies (dist/)
+#     -- ARGS       with --bench, last: what each benchmark is given (--table --json FOLDER, or criterion's options)
 #
 # `pack` needs nvcc (scripts/get-nvcc.sh). It takes every crate that has tests/gpu.rs and the benchmarks of kernels, or those
 # named (`benches` is the benchmarks). `run` needs this script and the archive, an NVIDIA driver, and
@@ -50,9 +51,10 @@ pack() {
     features+=("$crate/cuda")
   done
   if [ -n "$benches" ]; then
-    # Those of kernels; model_step reads files of the checkout, and needs no card.
-    cargo bench -p benches --features cuda --bench awq_gemm --bench fp8 --bench gqa_attention --bench sustained --no-run \
-      --message-format=json | collect bench
+    # Those of kernels; model_step reads files of the checkout, and needs no card. The host stands between no two launches, so
+    # the profile that the tests are built with will do.
+    cargo bench --profile dev -p benches --features cuda --bench awq_gemm --bench fp8 --bench gqa_attention --bench layers \
+      --bench sampling --bench sustained --no-run --message-format=json | collect bench
   fi
   if [ ${#packages[@]} -ne 0 ]; then
     cargo test "${packages[@]}" --features "$(IFS=,; echo "${features[*]}")" --test gpu --no-run --message-format=json |
@@ -97,7 +99,7 @@ run_one() {
 }
 
 run() {
-  local mode=tests only="" filter="" dir="$root/dist" prefix="" binary name tool work
+  local mode=tests only="" filter="" dir="$root/dist" prefix="" binary name tool work extra=()
   while [ $# -gt 0 ]; do
     case $1 in
       --sanitizer) mode=sanitizer ;;
@@ -105,6 +107,7 @@ run() {
       --filter) filter=${2:?--filter needs a pattern}; shift ;;
       --only) only=${2:?--only needs a word}; shift ;;
       --from) dir=${2:?--from needs a folder}; shift ;;
+      --) shift; extra=("$@"); break ;;
       *) echo "unknown option $1" >&2; exit 2 ;;
     esac
     shift
@@ -119,7 +122,7 @@ run() {
     [ -x "$binary" ] || { echo "nothing packed has \"$only\" in its name" >&2; exit 2; }
     name=$(basename "$binary")
     if [ "$mode" = bench ]; then
-      "$binary" --bench ${filter:+"$filter"} || { echo "$name failed" >&2; failed=1; }
+      "$binary" --bench ${filter:+"$filter"} "${extra[@]}" || { echo "$name failed" >&2; failed=1; }
       continue
     fi
     if [[ $name == bench-* ]]; then continue; fi

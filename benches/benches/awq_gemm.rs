@@ -1,33 +1,22 @@
-//! INT4 products at the shapes of Falcon-180B and Llama-70B: W4A8 at every number of tokens, W4A16 at few.
-#![allow(clippy::expect_used, missing_docs, reason = "a benchmark that cannot run ends")]
+//! Products at the shapes of Falcon-180B and Llama-70B: of INT4 weights (W4A8 and W4A16), and cuBLASLt's of FP8 weights beside
+//! them in the same run.
+#![allow(missing_docs, reason = "a bench is no library")]
 
-use benches::gpu::{Bench, Int4Layer, LAYERS, TOKENS, Work, criterion};
+use benches::gpu::{LAYERS, Product, Suite, TOKENS};
+use std::process::ExitCode;
 
-/// Beyond this the multiplication sets the floor, and FP8 is twice as fast.
-const MOST_W4A16_TOKENS: usize = 64;
-
-fn main() {
-    let Some(bench) = Bench::open() else { return };
-    let mut criterion = criterion();
-    for layer in &LAYERS {
-        let bytes = layer.int4_bytes();
-        let copies = bench.copies(bytes);
-        for tokens in TOKENS {
-            let operations = layer.operations(tokens);
-            let name = format!("{} {} x {}, M = {tokens}", layer.name, layer.out_features, layer.in_features);
-            let operands = || Int4Layer::new(&bench, layer, tokens, copies);
-            let work = Work::fp8(bench.card(), bytes, operations);
-            let mut group = criterion.benchmark_group("W4A8");
-            let product = || operands().map(|mut layer| move |copy| layer.launch_w4a8(copy));
-            bench.measure(&mut group, &name, work, copies, product).expect("a product runs");
-            drop(group);
-            if tokens <= MOST_W4A16_TOKENS {
-                let work = Work::bf16(bench.card(), bytes, operations);
-                let mut group = criterion.benchmark_group("W4A16");
-                let product = || operands().map(|mut layer| move |copy| layer.launch_w4a16(copy));
-                bench.measure(&mut group, &name, work, copies, product).expect("a product runs");
+fn main() -> ExitCode {
+    let mut suite = match Suite::open("awq_gemm") {
+        Ok(suite) => suite,
+        Err(code) => return code,
+    };
+    // Few tokens first: what they show is memory's, and the card's clock has not given way yet.
+    for tokens in TOKENS {
+        for layer in &LAYERS {
+            for product in [Product::W4A8, Product::Fp8, Product::W4A16] {
+                product.measure(&mut suite, layer, tokens);
             }
         }
     }
-    criterion.final_summary();
+    suite.finish()
 }

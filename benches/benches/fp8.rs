@@ -1,32 +1,40 @@
-//! The FP8 product (cuBLASLt) at the shapes of Falcon-180B and Llama-70B, and the quantizing kernel at tensors of 64 MB and
-//! more.
-#![allow(clippy::expect_used, missing_docs, reason = "a benchmark that cannot run ends")]
+//! The FP8 product (cuBLASLt) at the shapes of Falcon-180B and Llama-70B, and the quantizing kernel in front of it, from a
+//! step's activations to tensors of 64 MB and more.
+#![allow(missing_docs, reason = "a bench is no library")]
 
-use benches::gpu::{Bench, Fp8Layer, LAYERS, Quantizing, TOKENS, Work, criterion};
+use benches::Work;
+use benches::gpu::{Case, LAYERS, Product, Quantizing, Suite, TOKENS};
+use serde_json::json;
+use std::process::ExitCode;
 
-fn main() {
-    let Some(bench) = Bench::open() else { return };
-    let mut criterion = criterion();
-    for layer in &LAYERS {
-        let bytes = layer.fp8_bytes();
-        let copies = bench.copies(bytes);
-        for tokens in TOKENS {
-            let name = format!("{} {} x {}, M = {tokens}", layer.name, layer.out_features, layer.in_features);
-            let operands = || Fp8Layer::new(&bench, layer, tokens, copies);
-            let product = || operands().map(|mut layer| move |copy| layer.launch(copy));
-            let work = Work::fp8(bench.card(), bytes, layer.operations(tokens));
-            let mut group = criterion.benchmark_group("FP8 product");
-            bench.measure(&mut group, &name, work, copies, product).expect("a product runs");
+/// Tokens and features: a decode step's, then those of prefill, from 64 MB on.
+const QUANTIZED: [[usize; 2]; 7] =
+    [[16, 8192], [256, 14848], [960, 8192], [4096, 8192], [8192, 8192], [4096, 14848], [8192, 14848]];
+
+fn main() -> ExitCode {
+    let mut suite = match Suite::open("fp8") {
+        Ok(suite) => suite,
+        Err(code) => return code,
+    };
+    for [tokens, features] in QUANTIZED {
+        let bytes = Quantizing::bytes(tokens, features);
+        let case = Case {
+            group: "quantize per token, group sums".to_owned(),
+            name: format!("{tokens} x {features}"),
+            shape: json!({ "tokens": tokens, "features": features }),
+            work: Work::copy(bytes),
+            copies: suite.bench().copies(bytes),
+        };
+        let copies = case.copies;
+        suite.measure(case, |bench| {
+            let mut quantizing = Quantizing::new(bench, tokens, features, copies)?;
+            Ok(move |copy| quantizing.launch(copy))
+        });
+    }
+    for tokens in TOKENS {
+        for layer in &LAYERS {
+            Product::Fp8.measure(&mut suite, layer, tokens);
         }
     }
-    for (tokens, features) in [(256, 14848), (960, 8192), (8192, 8192), (4096, 14848), (8192, 14848)] {
-        let bytes = Quantizing::bytes(tokens, features);
-        let copies = bench.copies(bytes);
-        let operands = || Quantizing::new(&bench, tokens, features, copies);
-        let kernel = || operands().map(|mut quantizing| move |copy| quantizing.launch(copy));
-        let (name, work) = (format!("{tokens} x {features}"), Work::copy(bench.card(), bytes));
-        let mut group = criterion.benchmark_group("quantize per token");
-        bench.measure(&mut group, &name, work, copies, kernel).expect("the kernel runs");
-    }
-    criterion.final_summary();
+    suite.finish()
 }

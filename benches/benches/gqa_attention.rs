@@ -1,56 +1,63 @@
-//! Decode attention over paged caches: Llama-70B's groups of 8, Falcon-180B's of 29, equal and ragged lengths.
-#![allow(clippy::expect_used, missing_docs, reason = "a benchmark that cannot run ends")]
+//! Attention over paged caches, Llama-70B's groups of 8 and Falcon-180B's of 29: decode at equal and ragged lengths, prefill of
+//! whole prompts and of a chunk.
+#![allow(missing_docs, reason = "a bench is no library")]
 
-use benches::gpu::{Bench, Decode, Lengths, Page, Work, criterion, ragged};
-use criterion::Criterion;
+use benches::Batch;
+use benches::gpu::{Attending, Suite};
 use device::E4m3;
 use gqa_attention::AttentionShape;
 use half::bf16;
+use std::process::ExitCode;
 
-const LLAMA: (&str, AttentionShape) =
-    ("Llama-70B", AttentionShape { query_heads: 64, kv_heads: 8, head_dim: 128 });
-const FALCON: (&str, AttentionShape) =
-    ("Falcon-180B", AttentionShape { query_heads: 232, kv_heads: 8, head_dim: 64 });
+/// A model's name, its shape, decode's sequences and context lengths, prefill's sequences, context lengths and new tokens.
+type Model = (&'static str, AttentionShape, &'static [[usize; 2]], &'static [[usize; 3]]);
 
-/// Of the ragged batch.
+const MODELS: [Model; 2] = [
+    (
+        "Llama-70B",
+        AttentionShape { query_heads: 64, kv_heads: 8, head_dim: 128 },
+        &[[960, 192], [192, 1152], [96, 2176], [16, 8192], [1, 4096], [1, 65536]],
+        &[[1, 2048, 2048], [1, 8192, 8192], [1, 16384, 16384], [1, 16384, 2048], [960, 128, 128]],
+    ),
+    (
+        "Falcon-180B",
+        AttentionShape { query_heads: 232, kv_heads: 8, head_dim: 64 },
+        &[[256, 192], [128, 1152], [1, 2048]],
+        &[[1, 2048, 2048], [256, 128, 128]],
+    ),
+];
+
+/// Of the ragged batch: as many bytes as 192 x 1152.
 const SEED: u64 = 7;
 
-fn main() {
-    let Some(bench) = Bench::open() else { return };
-    let mut criterion = criterion();
-    for (model, shapes) in [
-        (LLAMA, &[(960, 192), (192, 1152), (96, 2176), (16, 8192), (1, 4096), (1, 65536)][..]),
-        (FALCON, &[(256, 192), (128, 1152), (1, 2048)]),
-    ] {
-        for &(batch, context) in shapes {
-            let lengths = Lengths::equal(batch, context);
-            let name = format!("{batch} x {context}");
-            decode::<E4m3>(&bench, &mut criterion, model, &name, &lengths);
-            decode::<bf16>(&bench, &mut criterion, model, &name, &lengths);
+fn main() -> ExitCode {
+    let mut suite = match Suite::open("gqa_attention") {
+        Ok(suite) => suite,
+        Err(code) => return code,
+    };
+    for (model, shape, decode, _) in MODELS {
+        let equal = |&[sequences, context_len]: &[usize; 2]| {
+            (format!("{sequences} x {context_len}"), Batch::equal(sequences, context_len, 1))
+        };
+        let mut batches: Vec<(String, Batch)> = decode.iter().map(equal).collect();
+        batches.push(("192 ragged, mean 1152".to_owned(), Batch::ragged(192, 1152, 8192, SEED)));
+        for (name, batch) in &batches {
+            both(&mut suite, model, shape, name, batch);
         }
-        let lengths = ragged(192, 1152, 8192, SEED);
-        decode::<E4m3>(&bench, &mut criterion, model, "192 ragged, mean 1152", &lengths);
     }
-    criterion.final_summary();
+    for (model, shape, _, prefill) in MODELS {
+        for &[sequences, context_len, queries] in prefill {
+            let name = match queries == context_len {
+                true => format!("{sequences} x {context_len}"),
+                false => format!("{sequences} x the last {queries} of {context_len}"),
+            };
+            both(&mut suite, model, shape, &name, &Batch::equal(sequences, context_len, queries));
+        }
+    }
+    suite.finish()
 }
 
-fn decode<T: Page>(
-    bench: &Bench,
-    criterion: &mut Criterion,
-    (model, shape): (&str, AttentionShape),
-    name: &str,
-    lengths: &Lengths,
-) {
-    let bytes = Decode::<T>::bytes(shape, lengths);
-    let copies = bench.copies(bytes);
-    // The floor is the cache's bytes alone: 16-bit products over it are short of setting one.
-    let work = Work {
-        operations: Decode::<T>::operations(shape, lengths),
-        rate: f64::INFINITY,
-        ..Work::fp8(bench.card(), bytes, 0.0)
-    };
-    let mut group = criterion.benchmark_group(format!("decode {model}, {} pages", T::NAME));
-    let operands = || Decode::<T>::new(bench, shape, lengths, copies);
-    let decode = || operands().map(|mut decode| move |copy| decode.launch(copy));
-    bench.measure(&mut group, name, work, copies, decode).expect("attention runs");
+fn both(suite: &mut Suite, model: &str, shape: AttentionShape, name: &str, batch: &Batch) {
+    Attending::<E4m3>::measure(suite, model, shape, name, batch);
+    Attending::<bf16>::measure(suite, model, shape, name, batch);
 }

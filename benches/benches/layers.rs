@@ -1,43 +1,52 @@
 //! Norms and activations of Falcon-180B and Llama-70B, each with the quantization behind it, beside the bytes they move.
-#![allow(clippy::expect_used, missing_docs, reason = "a benchmark that cannot run ends")]
+#![allow(clippy::expect_used, missing_docs, reason = "a bench is no library")]
 
-use benches::gpu::{Activating, Bench, Norming, Work, criterion};
+use benches::Work;
+use benches::gpu::{Activating, Case, Norming, Suite, TOKENS};
 use layers::{Activation, Norm};
+use serde_json::json;
+use std::process::ExitCode;
 
-fn main() {
-    let Some(bench) = Bench::open() else { return };
-    let mut criterion = criterion();
-    for tokens in [1, 16, 64, 256, 2048] {
+fn main() -> ExitCode {
+    let mut suite = match Suite::open("layers") {
+        Ok(suite) => suite,
+        Err(code) => return code,
+    };
+    for tokens in TOKENS {
         for (name, norm, features, deltas) in [
-            ("layer norm", Norm::layer(14848, 1e-5), 14848, 0),
-            ("layer norm, two deltas", Norm::layer(14848, 1e-5), 14848, 2),
-            ("RMS norm, one delta", Norm::rms(8192, 1e-5), 8192, 1),
+            ("Falcon-180B layer norm", Norm::layer(14848, 1e-5), 14848, 0),
+            ("Falcon-180B layer norm, two deltas", Norm::layer(14848, 1e-5), 14848, 2),
+            ("Llama-70B RMS norm, one delta", Norm::rms(8192, 1e-5), 8192, 1),
         ] {
-            let (norm, shape) = (norm.expect("a norm"), [tokens, features]);
-            let bytes = Norming::bytes(shape, deltas);
-            let copies = bench.copies(bytes);
-            let operands = || Norming::new(&bench, norm, shape, deltas, copies);
-            let kernel = || operands().map(|mut norming| move |copy| norming.launch(copy));
-            let name = format!("{name}, {tokens} x {features}");
-            let mut group = criterion.benchmark_group("norm");
-            bench
-                .measure(&mut group, &name, Work::copy(bench.card(), bytes), copies, kernel)
-                .expect("the kernel runs");
+            let (norm, shape) = (norm.expect("features are positive"), [tokens, features]);
+            let case = case(&suite, "norm", name, shape, Norming::bytes(shape, deltas));
+            let copies = case.copies;
+            suite.measure(case, |bench| {
+                let mut norming = Norming::new(bench, norm, shape, deltas, copies)?;
+                Ok(move |copy| norming.launch(copy))
+            });
         }
         for (name, activation, features) in
-            [("GELU", Activation::Gelu, 59392), ("SwiGLU", Activation::Swiglu, 28672)]
+            [("Falcon-180B GELU", Activation::Gelu, 59392), ("Llama-70B SwiGLU", Activation::Swiglu, 28672)]
         {
             let shape = [tokens, features];
-            let bytes = Activating::bytes(activation, shape);
-            let copies = bench.copies(bytes);
-            let operands = || Activating::new(&bench, activation, shape, copies);
-            let kernel = || operands().map(|mut activating| move |copy| activating.launch(copy));
-            let name = format!("{name}, {tokens} x {features}");
-            let mut group = criterion.benchmark_group("activation");
-            bench
-                .measure(&mut group, &name, Work::copy(bench.card(), bytes), copies, kernel)
-                .expect("the kernel runs");
+            let case = case(&suite, "activation", name, shape, Activating::bytes(activation, shape));
+            let copies = case.copies;
+            suite.measure(case, |bench| {
+                let mut activating = Activating::new(bench, activation, shape, copies)?;
+                Ok(move |copy| activating.launch(copy))
+            });
         }
     }
-    criterion.final_summary();
+    suite.finish()
+}
+
+fn case(suite: &Suite, group: &str, name: &str, [tokens, features]: [usize; 2], bytes: usize) -> Case {
+    Case {
+        group: group.to_owned(),
+        name: format!("{name}, {tokens} x {features}"),
+        shape: json!({ "tokens": tokens, "features": features }),
+        work: Work::copy(bytes),
+        copies: suite.bench().copies(bytes),
+    }
 }

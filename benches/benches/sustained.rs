@@ -1,8 +1,8 @@
 //! Products kept up for 7 seconds: the card's power cap then sets the rate, so the clock and the power stand beside it.
-#![allow(clippy::expect_used, missing_docs, reason = "a benchmark that cannot run ends")]
+#![allow(missing_docs, reason = "a bench is no library")]
 
-use benches::gpu::{Bench, Fp8Layer, Int4Layer, LAYERS, Layer, sustain};
-use device::Result;
+use benches::gpu::{LAYERS, Layer, Product, Suite};
+use std::process::ExitCode;
 use std::time::Duration;
 
 const DURATION: Duration = Duration::from_secs(7);
@@ -10,52 +10,17 @@ const DURATION: Duration = Duration::from_secs(7);
 /// Falcon's `up` and Llama's gate and up.
 const SUSTAINED: [&Layer; 2] = [&LAYERS[2], &LAYERS[6]];
 
-fn main() {
-    let Some(bench) = Bench::open() else { return };
-    println!(
-        "| product | N x K | M | TFLOP/s over 7 s | weights GB/s | SM MHz | W |\n|---|---|---|---|---|---|---|"
-    );
+fn main() -> ExitCode {
+    let mut suite = match Suite::open_table("sustained") {
+        Ok(suite) => suite,
+        Err(code) => return code,
+    };
     for layer in SUSTAINED {
         for tokens in [256, 8192] {
-            int4(&bench, layer, tokens).expect("a product runs");
-            fp8(&bench, layer, tokens).expect("a product runs");
+            for product in [Product::W4A8, Product::Fp8] {
+                product.sustain(&mut suite, layer, tokens, DURATION);
+            }
         }
     }
-}
-
-fn int4(bench: &Bench, layer: &Layer, tokens: usize) -> Result<()> {
-    let copies = bench.copies(layer.int4_bytes());
-    let mut product = Int4Layer::new(bench, layer, tokens, copies)?;
-    run(bench, "W4A8", layer, tokens, layer.int4_bytes(), copies, |copy| product.launch_w4a8(copy))
-}
-
-fn fp8(bench: &Bench, layer: &Layer, tokens: usize) -> Result<()> {
-    let copies = bench.copies(layer.fp8_bytes());
-    let mut product = Fp8Layer::new(bench, layer, tokens, copies)?;
-    run(bench, "FP8 (cuBLASLt)", layer, tokens, layer.fp8_bytes(), copies, |copy| product.launch(copy))
-}
-
-fn run(
-    bench: &Bench,
-    product: &str,
-    layer: &Layer,
-    tokens: usize,
-    bytes: usize,
-    copies: usize,
-    launch: impl FnMut(usize) -> Result<()>,
-) -> Result<()> {
-    let replay = bench.capture(copies, launch)?;
-    let sustained = sustain(bench, &replay, DURATION)?;
-    let (clock, power) =
-        sustained.clock_and_power.map_or(("-".to_owned(), "-".to_owned()), |(clock, power)| {
-            (format!("{clock:.0}"), format!("{power:.0}"))
-        });
-    println!(
-        "| {product} | {} x {} | {tokens} | {:.0} | {:.0} | {clock} | {power} |",
-        layer.out_features,
-        layer.in_features,
-        layer.operations(tokens) / sustained.seconds * 1e-12,
-        bytes as f64 / sustained.seconds * 1e-9,
-    );
-    Ok(())
+    suite.finish()
 }

@@ -1,9 +1,20 @@
-//! What the benchmarks share: the embedded models and batches of sequences to step them with; with feature `cuda` the
-//! timing of kernels, the card's ceilings, and operands of real layers.
+//! What the benchmarks share: the embedded models and batches of sequences to step them with; what a kernel's time is held
+//! against and how it is reported; with feature `cuda` the timing of kernels, the card's ceilings, and operands of real
+//! layers.
 #![cfg_attr(not(feature = "cuda"), forbid(unsafe_code))]
 
 #[cfg(feature = "cuda")]
 pub mod gpu;
+
+mod arguments;
+mod batch;
+mod report;
+mod work;
+
+pub use arguments::Arguments;
+pub use batch::Batch;
+pub use report::{Report, Row};
+pub use work::Work;
 
 use checkpoint::Checkpoint;
 use models::{Backend, KvDtype, Model, Result, Sample, Step, StepSequence};

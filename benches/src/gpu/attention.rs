@@ -1,58 +1,39 @@
-//! Decode attention over paged caches with random contents.
+//! Attention over paged caches with random contents: queries, keys and values of a deviation of 1.
 
-use super::Bench;
 use super::products::random;
+use super::{Bench, Case, Suite};
+use crate::{Batch, Work};
 use cudarc::driver::{CudaSlice, CudaStream, DeviceRepr, ValidAsZeroBits};
 use device::gpu::{upload, zeros};
-use device::{BatchView, E4m3, Element, KvLayout, KvPages, PAGE_SIZE, Result, random_bits};
+use device::{
+    BatchView, E4m3, Element, KvLayout, KvPages, NEAR_NORMAL_DEVIATION, NEAR_NORMAL_MAX, PAGE_SIZE, Result,
+};
 use fp8::SyntheticWeights;
 use gqa_attention::{Attention, AttentionOptions, AttentionShape, AttentionWorkspace};
 use half::bf16;
+use serde_json::json;
 use std::sync::Arc;
-
-/// The context lengths of a batch.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Lengths(pub Vec<usize>);
-
-impl Lengths {
-    /// `batch` times `context`.
-    pub fn equal(batch: usize, context: usize) -> Self {
-        Self(vec![context; batch])
-    }
-
-    /// Tokens of all sequences.
-    pub fn tokens(&self) -> usize {
-        self.0.iter().sum()
-    }
-}
-
-/// `batch` lengths with a long tail (exponential, up to `longest`), `mean` tokens on average.
-pub fn ragged(batch: usize, mean: usize, longest: usize, seed: u64) -> Lengths {
-    let uniform = |index: u64| ((random_bits(seed, index) >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
-    let length = |index: usize| (-uniform(index as u64).ln() * mean as f64) as usize;
-    let mut lengths: Vec<usize> = (0..batch).map(|index| length(index).clamp(1, longest)).collect();
-    // What the draw and the cut missed is shared out, so that bytes compare with those of equal lengths.
-    let (mut sum, wanted) = (lengths.iter().sum::<usize>(), mean.min(longest) * batch);
-    while sum != wanted {
-        for length in &mut lengths {
-            match sum.cmp(&wanted) {
-                std::cmp::Ordering::Less if *length < longest => (*length, sum) = (*length + 1, sum + 1),
-                std::cmp::Ordering::Greater if *length > 1 => (*length, sum) = (*length - 1, sum - 1),
-                _ => {}
-            }
-        }
-    }
-    Lengths(lengths)
-}
 
 /// What pages are made of.
 pub trait Page: Element + DeviceRepr + ValidAsZeroBits {
+    /// What random numbers of a pool are multiplied by to deviate by 1.
+    const SCALE: f32;
+
+    /// Work with operations on such pages.
+    fn operations(work: Work, operations: f64) -> Work;
+
     /// Fills a pool with random numbers.
     fn fill(synthetic: &SyntheticWeights, stream: &Arc<CudaStream>, pool: &mut CudaSlice<Self>)
     -> Result<()>;
 }
 
 impl Page for bf16 {
+    const SCALE: f32 = 1.0;
+
+    fn operations(work: Work, operations: f64) -> Work {
+        work.bf16(operations)
+    }
+
     fn fill(
         synthetic: &SyntheticWeights,
         stream: &Arc<CudaStream>,
@@ -63,6 +44,13 @@ impl Page for bf16 {
 }
 
 impl Page for E4m3 {
+    // The largest number is the largest code.
+    const SCALE: f32 = NEAR_NORMAL_MAX / E4m3::MAX / NEAR_NORMAL_DEVIATION;
+
+    fn operations(work: Work, operations: f64) -> Work {
+        work.fp8(operations)
+    }
+
     fn fill(
         synthetic: &SyntheticWeights,
         stream: &Arc<CudaStream>,
@@ -72,8 +60,8 @@ impl Page for E4m3 {
     }
 }
 
-/// One layer's decode step.
-pub struct Decode<T> {
+/// One layer's attention.
+pub struct Attending<T> {
     stream: Arc<CudaStream>,
     attention: Attention,
     layout: KvLayout,
@@ -84,28 +72,43 @@ pub struct Decode<T> {
     max_pages: usize,
     context_lens: CudaSlice<u32>,
     query_offsets: CudaSlice<u32>,
+    max_queries: usize,
     workspace: AttentionWorkspace,
     output: CudaSlice<bf16>,
 }
 
-impl<T: Page> Decode<T> {
-    /// Bytes of keys and values that a launch reads.
-    pub fn bytes(shape: AttentionShape, lengths: &Lengths) -> usize {
-        2 * shape.kv_heads * shape.head_dim * size_of::<T>() * lengths.tokens()
-    }
-
-    /// Multiplications and additions of a launch.
-    pub fn operations(shape: AttentionShape, lengths: &Lengths) -> f64 {
-        4.0 * (shape.query_heads * shape.head_dim) as f64 * lengths.tokens() as f64
+impl<T: Page + 'static> Attending<T> {
+    /// Times a batch. A decode step is held against the bytes of keys and values alone, a prefill against its operations too.
+    pub fn measure(suite: &mut Suite, model: &str, shape: AttentionShape, name: &str, batch: &Batch) {
+        let AttentionShape { query_heads, kv_heads, head_dim } = shape;
+        let work = Work::read(2 * kv_heads * head_dim * size_of::<T>() * batch.tokens());
+        let operations = 4.0 * (query_heads * head_dim) as f64 * batch.visible_pairs() as f64;
+        let (step, work) = match batch.queries {
+            1 => ("decode", work),
+            _ => ("prefill", T::operations(work, operations)),
+        };
+        let sizes = json!({ "query_heads": query_heads, "kv_heads": kv_heads, "head_dim": head_dim });
+        let case = Case {
+            group: format!("{step} {model}, {} pages", T::NAME),
+            name: name.to_owned(),
+            shape: json!({ "model": sizes, "pages": T::NAME, "batch": batch.json() }),
+            work,
+            copies: suite.bench().copies(work.bytes as usize),
+        };
+        let copies = case.copies;
+        suite.measure(case, |bench| {
+            let mut attending = Self::new(bench, shape, batch, copies)?;
+            Ok(move |copy| attending.launch(copy))
+        });
     }
 
     /// A batch with `copies` copies of its cache.
-    pub fn new(bench: &Bench, shape: AttentionShape, lengths: &Lengths, copies: usize) -> Result<Self> {
+    fn new(bench: &Bench, shape: AttentionShape, batch: &Batch, copies: usize) -> Result<Self> {
         let stream = bench.gpu().stream();
         let layout = KvLayout::new(shape.kv_heads, shape.head_dim)?;
         let attention = Attention::new(shape, AttentionOptions::default())?;
-        let sequences = lengths.0.len();
-        let needs: Vec<usize> = lengths.0.iter().map(|length| length.div_ceil(PAGE_SIZE)).collect();
+        let sequences = batch.context_lens.len();
+        let needs: Vec<usize> = batch.context_lens.iter().map(|length| length.div_ceil(PAGE_SIZE)).collect();
         let max_pages = needs.iter().copied().max().unwrap_or(0);
         // Sequences that grow side by side take their pages in turn.
         let mut block_tables = vec![0u32; sequences * max_pages];
@@ -116,18 +119,20 @@ impl<T: Page> Decode<T> {
                 pages += 1;
             }
         }
-        let context_lens: Vec<u32> = lengths.0.iter().map(|&length| length as u32).collect();
-        let query_offsets: Vec<u32> = (0..=sequences as u32).collect();
-        let batch = BatchView {
+        let context_lens: Vec<u32> = batch.context_lens.iter().map(|&length| length as u32).collect();
+        let query_offsets: Vec<u32> =
+            (0..=sequences).map(|sequence| (sequence * batch.queries) as u32).collect();
+        let view = BatchView {
             block_tables: &block_tables[..],
             max_pages,
             context_lens: &context_lens[..],
             query_offsets: &query_offsets[..],
         };
-        batch.check("decode", pages as usize)?;
+        view.check("attention", pages as usize)?;
         let pool = |seed| {
             let mut pool = zeros(stream, pages as usize * layout.page_elements(), "a page pool")?;
-            let synthetic = SyntheticWeights::new(layout.page_elements(), pages as usize, seed as u64)?;
+            // In rows of one feature, whose deviation is 1.
+            let synthetic = SyntheticWeights::new(1, pages as usize * layout.page_elements(), seed as u64)?;
             T::fill(&synthetic, stream, &mut pool)?;
             Ok(pool)
         };
@@ -135,21 +140,22 @@ impl<T: Page> Decode<T> {
         Ok(Self {
             stream: stream.clone(),
             layout,
-            queries: random(bench, sequences * row, row)?,
+            queries: random(bench, sequences * batch.queries * row, 1)?,
             pools: (0..copies).map(pool).collect::<Result<_>>()?,
-            scales: upload(stream, &vec![1.0; shape.kv_heads], "scales")?,
+            scales: upload(stream, &vec![T::SCALE; shape.kv_heads], "scales")?,
             block_tables: upload(stream, &block_tables, "block tables")?,
             max_pages,
             context_lens: upload(stream, &context_lens, "context lengths")?,
             query_offsets: upload(stream, &query_offsets, "query offsets")?,
+            max_queries: batch.queries,
             workspace: attention.workspace(stream)?,
-            output: zeros(stream, sequences * row, "output")?,
+            output: zeros(stream, sequences * batch.queries * row, "output")?,
             attention,
         })
     }
 
     /// One launch on copy number `copy`.
-    pub fn launch(&mut self, copy: usize) -> Result<()> {
+    fn launch(&mut self, copy: usize) -> Result<()> {
         let pages = KvPages {
             layout: self.layout,
             pool: &self.pools[copy],
@@ -164,36 +170,19 @@ impl<T: Page> Decode<T> {
         };
         let (output, workspace) = (&mut self.output, &mut self.workspace);
         let no_log_sum_exp = None::<&mut CudaSlice<f32>>;
-        // SAFETY: the batch was checked against the pool's pages before it was uploaded, and its last query offset is the
-        // number of sequences, as many as there are rows of queries.
+        // SAFETY: the batch was checked against the pool's pages before it was uploaded, and its last query offset is
+        // the number of rows of queries.
         unsafe {
             self.attention.launch(
                 &self.stream,
                 &self.queries,
                 &pages,
                 &batch,
-                1,
+                self.max_queries,
                 workspace,
                 output,
                 no_log_sum_exp,
             )
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ragged_lengths_have_their_mean_and_a_long_tail() {
-        let Lengths(lengths) = ragged(192, 1152, 8192, 7);
-        assert_eq!(lengths.iter().sum::<usize>(), 192 * 1152);
-        assert!(lengths.iter().all(|length| (1..=8192).contains(length)));
-        // An exponential has its longest of 192 at about ln(192) = 5.3 times the mean, and 37% above the mean.
-        assert!(lengths.iter().any(|&length| length > 3 * 1152));
-        let above = lengths.iter().filter(|&&length| length > 1152).count();
-        assert!((40..100).contains(&above), "{above}");
-        assert_eq!(ragged(192, 1152, 8192, 7).0, lengths);
     }
 }

@@ -1,71 +1,57 @@
 //! What the card does at best in this very run: a slow card shows.
 
-use super::{Bench, Fp8Layer, LAYERS, Layer};
+use super::products::{Dense, Product, random_bytes};
+use super::{Bench, LAYERS, Layer};
 use cudarc::driver::CudaSlice;
-use device::Result;
 use device::gpu::{Args, Cubin, Kernel, Launch, multiprocessors, zeros};
-use fp8::SyntheticWeights;
+use device::{Card, E4m3, Result};
 
 static CUBIN: Cubin = Cubin::new("read_sm90", include_bytes!(concat!(env!("OUT_DIR"), "/read_sm90.cubin")));
 static READ_ALL: Kernel = Kernel::new(&CUBIN, "read_all");
 
 /// Far beyond the L2 cache.
 const BYTES: usize = 2 << 30;
-/// Columns of the random bytes.
-const ROW: usize = 1 << 14;
-/// Launches that are timed.
-const TIMED: u64 = 32;
+/// Tokens of the products.
+const TOKENS: usize = 8192;
+/// The products' layer: Llama-70B's gate and up, large and in memory for both types.
+const LAYER: &Layer = &LAYERS[6];
 
-fn random_bytes(bench: &Bench, bytes: usize, seed: u64) -> Result<CudaSlice<device::E4m3>> {
-    let mut data = zeros(bench.gpu().stream(), bytes, "a buffer to read")?;
-    SyntheticWeights::new(ROW, bytes / ROW, seed)?.launch_e4m3(bench.gpu().stream(), &mut data)?;
-    Ok(data)
+/// All ceilings, in bursts.
+pub fn measure(bench: &Bench) -> Result<Card> {
+    let operations = LAYER.operations(TOKENS);
+    let fp8 = rate(bench, operations, Product::Fp8.prepare(bench, LAYER, TOKENS, 1)?)?;
+    let mut dense = Dense::new(bench, LAYER, TOKENS)?;
+    let bf16 = rate(bench, operations, move |_| dense.launch())?;
+    Ok(Card { read: read(bench)?, copy: copy(bench)?, fp8, bf16, ..*bench.card() })
+}
+
+/// Of something done by each launch, so much a second.
+fn rate(bench: &Bench, amount: f64, launch: impl FnMut(usize) -> Result<()>) -> Result<f64> {
+    Ok(amount / bench.median(&bench.capture(1, launch)?)?)
 }
 
 /// Bytes read a second.
-pub fn read(bench: &Bench) -> Result<f64> {
-    let stream = bench.gpu().stream();
+fn read(bench: &Bench) -> Result<f64> {
+    let stream = bench.gpu().stream().clone();
     let data = random_bytes(bench, BYTES, 1)?;
-    let mut result = zeros::<u32>(stream, 1, "a result")?;
-    let blocks = 2 * multiprocessors(stream)?;
-    let replay = bench.capture(1, |_| {
-        let args = Args::new(stream).input(&data).value((BYTES / 16) as u64).output(&mut result);
+    let mut result = zeros::<u32>(&stream, 1, "a result")?;
+    let blocks = 2 * multiprocessors(&stream)?;
+    rate(bench, BYTES as f64, move |_| {
+        let args = Args::new(&stream).input(&data).value((BYTES / 16) as u64).output(&mut result);
+        let launch = Launch::grid(blocks).block(1024u32);
         // SAFETY: the parameters are the kernel's, and it reads `BYTES` bytes of `data`, which has as many.
-        unsafe { READ_ALL.launch(stream, Launch::grid(blocks).block(1024u32), args) }
-    })?;
-    Ok((BYTES as u64 * TIMED) as f64 / bench.time(&replay, TIMED)?.as_secs_f64())
+        unsafe { READ_ALL.launch(&stream, launch, args) }
+    })
 }
 
 /// Bytes read and written a second.
-pub fn copy(bench: &Bench) -> Result<f64> {
-    let stream = bench.gpu().stream();
-    let from = random_bytes(bench, BYTES / 2, 2)?;
-    let mut to = zeros::<device::E4m3>(stream, BYTES / 2, "a copy")?;
-    let replay = bench.capture(1, |_| {
+fn copy(bench: &Bench) -> Result<f64> {
+    let stream = bench.gpu().stream().clone();
+    let from: CudaSlice<E4m3> = random_bytes(bench, BYTES / 2, 2)?;
+    let mut to = zeros::<E4m3>(&stream, BYTES / 2, "a copy")?;
+    rate(bench, BYTES as f64, move |_| {
         stream
             .memcpy_dtod(&from, &mut to)
             .map_err(|error| device::gpu::driver_error("cuMemcpyDtoDAsync", error))
-    })?;
-    Ok((BYTES as u64 * TIMED) as f64 / bench.time(&replay, TIMED)?.as_secs_f64())
-}
-
-/// Operations a second of cuBLASLt's FP8 product of Falcon-180B's `up`, 8,192 tokens.
-fn fp8_product(bench: &Bench) -> Result<f64> {
-    let (layer, tokens): (&Layer, usize) = (&LAYERS[2], 8192);
-    let mut product = Fp8Layer::new(bench, layer, tokens, 1)?;
-    let replay = bench.capture(1, |copy| product.launch(copy))?;
-    let launches = 16;
-    Ok(layer.operations(tokens) * launches as f64 / bench.time(&replay, launches)?.as_secs_f64())
-}
-
-/// Measures and prints the three.
-pub fn print_ceilings(bench: &Bench) -> Result<()> {
-    println!(
-        "{}: reads {:.0} GB/s, copies {:.0} GB/s, cuBLASLt FP8 {:.0} TFLOP/s (burst, M = 8192)",
-        bench.gpu().info().name,
-        read(bench)? * 1e-9,
-        copy(bench)? * 1e-9,
-        fp8_product(bench)? * 1e-12
-    );
-    Ok(())
+    })
 }

@@ -1,13 +1,16 @@
 //! Linear layers of Falcon-180B and Llama-70B with random weights and activations.
 
-use super::Bench;
+use super::{Bench, Case, Suite};
+use crate::Work;
 use awq_gemm::{DeviceInt4Weights, Int4Shape, SyntheticInt4, W4A8, W4A8Workspace, W4A16, W4A16Workspace};
 use cudarc::driver::{CudaSlice, CudaStream};
 use device::gpu::{upload, zeros};
 use device::{E4m3, QuantizedActivation, Result};
-use fp8::{Fp8Product, Quantize, SyntheticWeights};
+use fp8::{DenseProduct, Fp8Product, Quantize, SyntheticWeights};
 use half::bf16;
+use serde_json::json;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A linear layer's name and sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +78,14 @@ pub(super) fn random(bench: &Bench, elements: usize, features: usize) -> Result<
     Ok(x)
 }
 
+/// Near-normal e4m3 numbers over all of its range.
+pub(super) fn random_bytes(bench: &Bench, bytes: usize, seed: u64) -> Result<CudaSlice<E4m3>> {
+    let mut codes = zeros(bench.gpu().stream(), bytes, "random codes")?;
+    // The codes do not depend on the shape.
+    SyntheticWeights::new(1, bytes, seed)?.launch_e4m3(bench.gpu().stream(), &mut codes)?;
+    Ok(codes)
+}
+
 pub(super) type Activation = QuantizedActivation<CudaSlice<E4m3>, CudaSlice<f32>>;
 
 /// The quantizing kernel, a scale per token.
@@ -123,8 +134,76 @@ fn quantized(bench: &Bench, plan: Quantize, x: &CudaSlice<bf16>, tokens: usize) 
     Ok(quantized)
 }
 
+/// A launch on copy number so many of its operands, which it owns.
+pub(super) type Launch = Box<dyn FnMut(usize) -> Result<()>>;
+
+/// The products of a linear layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Product {
+    /// INT4 weights, FP8 activations.
+    W4A8,
+    /// INT4 weights, bf16 activations.
+    W4A16,
+    /// FP8 weights and activations, through cuBLASLt.
+    Fp8,
+}
+
+impl Product {
+    /// Times it.
+    pub fn measure(self, suite: &mut Suite, layer: &Layer, tokens: usize) {
+        let case = self.case(suite.bench(), layer, tokens);
+        let copies = case.copies;
+        suite.measure(case, |bench| self.prepare(bench, layer, tokens, copies));
+    }
+
+    /// Keeps it up for `duration`.
+    pub fn sustain(self, suite: &mut Suite, layer: &Layer, tokens: usize, duration: Duration) {
+        let case = self.case(suite.bench(), layer, tokens);
+        let copies = case.copies;
+        suite.sustain(case, duration, |bench| self.prepare(bench, layer, tokens, copies));
+    }
+
+    fn case(self, bench: &Bench, layer: &Layer, tokens: usize) -> Case {
+        let Layer { name, in_features, out_features } = *layer;
+        let operations = layer.operations(tokens);
+        let (group, work) = match self {
+            Self::W4A8 => ("W4A8", Work::read(layer.int4_bytes()).fp8(operations)),
+            Self::W4A16 => ("W4A16", Work::read(layer.int4_bytes()).bf16(operations)),
+            Self::Fp8 => ("FP8 (cuBLASLt)", Work::read(layer.fp8_bytes()).fp8(operations)),
+        };
+        Case {
+            group: group.to_owned(),
+            name: format!("{name} {out_features} x {in_features}, M = {tokens}"),
+            shape: json!({
+                "layer": name, "out_features": out_features, "in_features": in_features, "tokens": tokens,
+            }),
+            work,
+            copies: bench.copies(work.bytes as usize),
+        }
+    }
+
+    /// The product with random operands.
+    pub(super) fn prepare(
+        self,
+        bench: &Bench,
+        layer: &Layer,
+        tokens: usize,
+        copies: usize,
+    ) -> Result<Launch> {
+        if self == Self::Fp8 {
+            let mut layer = Fp8Layer::new(bench, layer, tokens, copies)?;
+            return Ok(Box::new(move |copy| layer.launch(copy)));
+        }
+        let mut layer = Int4Layer::new(bench, layer, tokens, copies)?;
+        Ok(match self {
+            Self::W4A16 => Box::new(move |copy| layer.launch_w4a16(copy)),
+            _ => Box::new(move |copy| layer.launch_w4a8(copy)),
+        })
+    }
+}
+
 /// A layer of INT4 weights.
-pub struct Int4Layer {
+struct Int4Layer {
     stream: Stream,
     shape: Int4Shape,
     copies: Vec<DeviceInt4Weights>,
@@ -137,7 +216,7 @@ pub struct Int4Layer {
 
 impl Int4Layer {
     /// `layer` with `copies` copies of its weights, for `tokens` tokens.
-    pub fn new(bench: &Bench, layer: &Layer, tokens: usize, copies: usize) -> Result<Self> {
+    fn new(bench: &Bench, layer: &Layer, tokens: usize, copies: usize) -> Result<Self> {
         let stream = bench.gpu().stream();
         let shape = Int4Shape::new(layer.in_features, layer.out_features, GROUP_SIZE)?;
         let weights = |seed| DeviceInt4Weights::synthetic(stream, &SyntheticInt4::new(shape, seed as u64));
@@ -156,14 +235,14 @@ impl Int4Layer {
     }
 
     /// The product with e4m3 activations.
-    pub fn launch_w4a8(&mut self, copy: usize) -> Result<()> {
+    fn launch_w4a8(&mut self, copy: usize) -> Result<()> {
         let (weights, workspace) = (&self.copies[copy], &mut self.w4a8);
         let product = W4A8::new(self.shape);
         product.launch(&self.stream, &self.quantized, weights, NO_BIAS, workspace, &mut self.y)
     }
 
     /// The product with bf16 activations.
-    pub fn launch_w4a16(&mut self, copy: usize) -> Result<()> {
+    fn launch_w4a16(&mut self, copy: usize) -> Result<()> {
         let (weights, workspace) = (&self.copies[copy], &mut self.w4a16);
         W4A16::new(self.shape).launch(&self.stream, &self.x, weights, NO_BIAS, workspace, &mut self.y)
     }
@@ -172,7 +251,7 @@ impl Int4Layer {
 const NO_BIAS: Option<&CudaSlice<f32>> = None;
 
 /// A layer of FP8 weights, through cuBLASLt.
-pub struct Fp8Layer {
+struct Fp8Layer {
     stream: Stream,
     product: Fp8Product,
     copies: Vec<CudaSlice<E4m3>>,
@@ -183,29 +262,53 @@ pub struct Fp8Layer {
 
 impl Fp8Layer {
     /// `layer` with `copies` copies of its weights, for `tokens` tokens.
-    pub fn new(bench: &Bench, layer: &Layer, tokens: usize, copies: usize) -> Result<Self> {
+    fn new(bench: &Bench, layer: &Layer, tokens: usize, copies: usize) -> Result<Self> {
         let stream = bench.gpu().stream();
-        let weights = |seed| SyntheticWeights::new(layer.in_features, layer.out_features, seed as u64);
-        let copy = |seed| {
-            let mut codes = zeros(stream, layer.fp8_bytes(), "weights")?;
-            weights(seed)?.launch_e4m3(stream, &mut codes)?;
-            Ok(codes)
-        };
+        let weights = SyntheticWeights::new(layer.in_features, layer.out_features, 0)?;
+        let copy = |seed| random_bytes(bench, layer.fp8_bytes(), seed as u64);
         let x = layer.activations(bench, tokens)?;
         Ok(Self {
             stream: stream.clone(),
             product: Fp8Product::new(layer.in_features, layer.out_features)?,
             copies: (0..copies).map(copy).collect::<Result<_>>()?,
-            row_scales: upload(stream, &weights(0)?.row_scales(), "row scales")?,
+            row_scales: upload(stream, &weights.row_scales(), "row scales")?,
             quantized: quantized(bench, Quantize::per_token(layer.in_features)?, &x, tokens)?,
             y: zeros(stream, tokens * layer.out_features, "y")?,
         })
     }
 
     /// The product.
-    pub fn launch(&mut self, copy: usize) -> Result<()> {
+    fn launch(&mut self, copy: usize) -> Result<()> {
         let no_bias = None::<&CudaSlice<bf16>>;
         let (x, weights) = (&self.quantized, &self.copies[copy]);
         self.product.launch(&self.stream, x, weights, &self.row_scales, no_bias, &mut self.y)
+    }
+}
+
+/// A layer of bf16 weights, through cuBLASLt.
+pub(super) struct Dense {
+    stream: Stream,
+    product: DenseProduct,
+    weights: CudaSlice<bf16>,
+    x: CudaSlice<bf16>,
+    y: CudaSlice<bf16>,
+}
+
+impl Dense {
+    /// `layer` for `tokens` tokens.
+    pub fn new(bench: &Bench, layer: &Layer, tokens: usize) -> Result<Self> {
+        Ok(Self {
+            stream: bench.gpu().stream().clone(),
+            product: DenseProduct::new(layer.in_features, layer.out_features)?,
+            weights: random(bench, layer.in_features * layer.out_features, layer.in_features)?,
+            x: layer.activations(bench, tokens)?,
+            y: zeros(bench.gpu().stream(), tokens * layer.out_features, "y")?,
+        })
+    }
+
+    /// The product.
+    pub fn launch(&mut self) -> Result<()> {
+        let no_bias = None::<&CudaSlice<bf16>>;
+        self.product.launch(&self.stream, &self.x, &self.weights, no_bias, &mut self.y)
     }
 }

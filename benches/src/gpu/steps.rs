@@ -1,14 +1,14 @@
-//! The steps between products: norms, activations, the greedy choice.
+//! The steps between products: norms, activations, the choice of tokens.
 
 use super::Bench;
 use super::products::{Activation as Quantized, output, random};
 use cudarc::driver::{CudaSlice, CudaStream};
-use device::Result;
 use device::gpu::{upload, zeros};
+use device::{NEAR_NORMAL_DEVIATION, Result, near_normal, random_bits};
 use fp8::Quantize;
 use half::bf16;
 use layers::{Activate, Activation, Norm};
-use sampling::Argmax;
+use sampling::{Argmax, BatchSampler, BatchWorkspace, Params, RowParams, Rows};
 use std::sync::Arc;
 
 const GROUP_SIZE: usize = 128;
@@ -117,5 +117,59 @@ impl Choosing {
     /// One launch on copy number `copy`.
     pub fn launch(&mut self, copy: usize) -> Result<()> {
         self.plan.launch(&self.stream, &self.copies[copy], &mut self.tokens)
+    }
+}
+
+/// The choice of tokens by all options of a request, from f32 logits.
+pub struct Sampling {
+    stream: Arc<CudaStream>,
+    plan: BatchSampler,
+    copies: Vec<CudaSlice<f32>>,
+    rows: Rows<CudaSlice<RowParams>, CudaSlice<u32>, CudaSlice<f32>>,
+    workspace: BatchWorkspace,
+    tokens: CudaSlice<u32>,
+    logprobs: CudaSlice<f32>,
+}
+
+impl Sampling {
+    /// From `[rows, vocab_size]`, `copies` times, all rows by `params` behind `history` tokens of prompt and text.
+    pub fn new(
+        bench: &Bench,
+        [rows, vocab_size]: [usize; 2],
+        params: &Params,
+        history: usize,
+        copies: usize,
+    ) -> Result<Self> {
+        let stream = bench.gpu().stream();
+        // Logits that deviate by 4: a model's are that far apart. Rows begin at different places of the numbers.
+        let number = |index| near_normal(random_bits(5, index) as u32) as f32 * (4.0 / NEAR_NORMAL_DEVIATION);
+        let distinct: Vec<f32> = (0..1 << 20).map(number).collect();
+        let host: Vec<f32> = distinct.iter().copied().cycle().take(rows * vocab_size).collect();
+        let draws = (0..rows as u64).map(|row| RowParams::new(params, row)).collect::<Result<Vec<_>>>()?;
+        let seen: Vec<u32> = (0..rows * history).map(|index| (index * 37 % vocab_size) as u32).collect();
+        let offsets: Vec<u32> = (0..=rows).map(|row| (row * history) as u32).collect();
+        Ok(Self {
+            stream: stream.clone(),
+            plan: BatchSampler::new(vocab_size)?,
+            copies: (0..copies).map(|_| upload(stream, &host, "logits")).collect::<Result<_>>()?,
+            rows: Rows {
+                params: upload(stream, &draws, "options")?,
+                history: upload(stream, &seen, "history")?,
+                history_offsets: upload(stream, &offsets, "offsets")?,
+                prompt_lens: upload(stream, &vec![history as u32 / 2; rows], "lengths of prompts")?,
+                bias_tokens: zeros(stream, 0, "bias")?,
+                bias_values: zeros(stream, 0, "bias")?,
+                bias_offsets: zeros(stream, rows + 1, "bias")?,
+            },
+            workspace: BatchWorkspace::new(stream, seen.len())?,
+            tokens: zeros(stream, rows, "tokens")?,
+            logprobs: zeros(stream, rows, "log-probabilities")?,
+        })
+    }
+
+    /// One launch on copy number `copy`.
+    pub fn launch(&mut self, copy: usize) -> Result<()> {
+        let (logits, workspace) = (&mut self.copies[copy], &mut self.workspace);
+        self.plan.launch(&self.stream, logits, &self.rows, workspace, &mut self.tokens, &mut self.logprobs)
     }
 }

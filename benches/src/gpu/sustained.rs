@@ -9,12 +9,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// The mean of a long run.
+/// A time of a launch: of bursts, or the mean of a long run.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sustained {
     /// Seconds of one launch.
     pub seconds: f64,
-    /// MHz of the multiprocessors and watts of the card, where nvidia-smi tells them.
+    /// MHz of the multiprocessors and watts of the card: of a long run, where nvidia-smi (NVML) tells them.
     pub clock_and_power: Option<(f64, f64)>,
 }
 
@@ -24,7 +24,7 @@ const SETTLING: Duration = Duration::from_secs(1);
 const CHUNK: Duration = Duration::from_millis(100);
 
 /// Replays for `duration`; the first second does not count.
-pub fn sustain<F>(bench: &Bench, replay: &Replay<F>, duration: Duration) -> Result<Sustained> {
+pub(super) fn sustain<F>(bench: &Bench, replay: &Replay<F>, duration: Duration) -> Result<Sustained> {
     let each = bench.time(replay, replay.launches as u64)?;
     let replays = (CHUNK.as_secs_f64() / each.as_secs_f64()).ceil().max(1.0) as usize;
     let event = || Event::new(bench.gpu().context());
@@ -54,6 +54,14 @@ pub fn sustain<F>(bench: &Bench, replay: &Replay<F>, duration: Duration) -> Resu
     let seconds = settled.elapsed(&ends[last])?.as_secs_f64() / (counted * replay.launches) as f64;
     let clock_and_power = monitor.and_then(|monitor| monitor.mean(from?, until));
     Ok(Sustained { seconds, clock_and_power })
+}
+
+/// The driver's version, where nvidia-smi tells it.
+pub(super) fn driver() -> Option<String> {
+    let query = ["--query-gpu=driver_version", "--format=csv,noheader", "-i", "0"];
+    let output = Command::new("nvidia-smi").args(query).stderr(Stdio::null()).output().ok()?;
+    let version = String::from_utf8(output.stdout).ok()?.trim().to_owned();
+    (output.status.success() && !version.is_empty()).then_some(version)
 }
 
 /// Samples of nvidia-smi: when, MHz, watts.
