@@ -2,9 +2,13 @@
 #![cfg(feature = "cuda")]
 #![allow(clippy::unwrap_used)]
 
+#[path = "gpu/accuracy.rs"]
+mod accuracy;
 mod common;
 #[path = "gpu/pack.rs"]
 mod pack;
+#[path = "gpu/random.rs"]
+mod random;
 #[path = "gpu/w4a16.rs"]
 mod w4a16;
 
@@ -13,7 +17,7 @@ use cudarc::driver::{CudaSlice, CudaStream, DeviceRepr};
 use device::gpu::{Event, Gpu, Graph, download, upload, zeros};
 use device::{ActivationShape, E4m3, Element, QuantizedActivation};
 use half::{bf16, f16};
-use op_test::{Guarded, Rng, assert_close_f64, gamma};
+use op_test::{DeviceGuarded, Rng, assert_close_f64, gamma};
 use std::sync::Arc;
 
 type Stream = Arc<CudaStream>;
@@ -23,6 +27,7 @@ const TOKENS: [usize; 22] =
     [1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 191, 192, 193, 256, 257];
 
 /// One product with all its operands on the host.
+#[derive(Clone)]
 struct Case {
     shape: Int4Shape,
     tokens: usize,
@@ -131,26 +136,39 @@ struct OnDevice {
 
 impl OnDevice {
     fn new(stream: &Stream, case: &Case) -> Self {
-        let x = QuantizedActivation {
+        Self::packed(stream, case, &PackedWeights::pack(&case.weights).unwrap())
+    }
+
+    /// With the case's weights packed already.
+    fn packed(stream: &Stream, case: &Case, packed: &PackedWeights) -> Self {
+        let weights = DeviceInt4Weights::upload(stream, packed).unwrap();
+        let bias = case.bias.as_ref().map(|bias| upload(stream, bias, "bias").unwrap());
+        Self { plan: W4A8::new(case.shape), x: Self::activation(stream, case), weights, bias }
+    }
+
+    fn activation(stream: &Stream, case: &Case) -> QuantizedActivation<CudaSlice<E4m3>, CudaSlice<f32>> {
+        QuantizedActivation {
             shape: case.activation_shape(),
             codes: upload(stream, &case.codes, "codes").unwrap(),
             scales: upload(stream, &case.scales, "scales").unwrap(),
             group_sums: upload(stream, &case.group_sums, "group sums").unwrap(),
-        };
-        let packed = PackedWeights::pack(&case.weights).unwrap();
-        let weights = DeviceInt4Weights::upload(stream, &packed).unwrap();
-        let bias = case.bias.as_ref().map(|bias| upload(stream, bias, "bias").unwrap());
-        Self { plan: W4A8::new(case.shape), x, weights, bias }
+        }
     }
 
     /// Runs into a poisoned and guarded output.
+    fn launch<Y: Element + DeviceRepr>(
+        &self,
+        stream: &Stream,
+        workspace: &mut W4A8Workspace,
+    ) -> DeviceGuarded<Y> {
+        let mut y = DeviceGuarded::<Y>::new(stream, self.x.shape.tokens * self.plan.shape().out_features());
+        let bias = self.bias.as_ref();
+        self.plan.launch(stream, &self.x, &self.weights, bias, workspace, &mut y.view()).unwrap();
+        y
+    }
+
     fn run<Y: Element + DeviceRepr>(&self, stream: &Stream, workspace: &mut W4A8Workspace) -> Vec<Y> {
-        let mut y = Guarded::<Y>::new(self.x.shape.tokens * self.plan.shape().out_features());
-        let mut device = upload(stream, y.whole_mut(), "y").unwrap();
-        let mut view = device.slice_mut(y.range());
-        self.plan.launch(stream, &self.x, &self.weights, self.bias.as_ref(), workspace, &mut view).unwrap();
-        y.whole_mut().copy_from_slice(&download(stream, &device).unwrap());
-        y.checked()
+        self.launch::<Y>(stream, workspace).checked(stream)
     }
 }
 

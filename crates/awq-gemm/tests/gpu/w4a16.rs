@@ -18,7 +18,7 @@ const TOKENS: [usize; 18] = [1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 
 
 /// What activations are made of.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Values {
+pub enum Values {
     /// -2 to 2: every group's sum is a whole number below 2^24, exact in the tensor cores, so a wrong element shows,
     /// however small.
     Exact,
@@ -27,17 +27,18 @@ enum Values {
 }
 
 /// A dtype of activations.
-trait Type: Activation + Element + DeviceRepr {}
+pub trait Type: Activation + Element + DeviceRepr {}
 impl Type for bf16 {}
 impl Type for f16 {}
 
 /// One product with all its operands on the host.
-struct Case<X> {
-    shape: Int4Shape,
-    tokens: usize,
-    x: Vec<X>,
-    weights: Int4Weights,
-    bias: Option<Vec<f32>>,
+#[derive(Clone)]
+pub struct Case<X> {
+    pub shape: Int4Shape,
+    pub tokens: usize,
+    pub x: Vec<X>,
+    pub weights: Int4Weights,
+    pub bias: Option<Vec<f32>>,
 }
 
 impl<X: Type> Case<X> {
@@ -54,7 +55,7 @@ impl<X: Type> Case<X> {
     }
 
     /// The product by its definition, exact but for one rounding to f32.
-    fn reference(&self) -> Vec<f64> {
+    pub fn reference(&self) -> Vec<f64> {
         let mut y = vec![f32::NAN; self.tokens * self.shape.out_features()];
         let plan = W4A16::new(self.shape);
         plan.reference(&floats(&self.x), &self.weights, self.bias.as_deref(), &mut y).unwrap();
@@ -65,7 +66,7 @@ impl<X: Type> Case<X> {
     /// so far, each cut to 23 fraction bits below the largest of them, which the sum of the group's magnitudes bounds
     /// (nothing is cut where activations are `Exact`). Then f32: an addition a group, and one for each block that shares the
     /// tile, which has a unit of K at least. Last the bias and the rounding to `Y`.
-    fn bounds<Y: Element>(&self, values: Values, want: &[f64]) -> Vec<f64> {
+    pub fn bounds<Y: Element>(&self, values: Values, want: &[f64]) -> Vec<f64> {
         let (shape, weights) = (self.shape, &self.weights);
         let unit = if Y::NAME == "bf16" { 2f64.powi(-8) } else { 2f64.powi(-11) };
         // Where f16 has no more bits to lose.
@@ -98,32 +99,44 @@ impl<X: Type> Case<X> {
 }
 
 /// The operands on the device.
-struct OnDevice<X> {
+pub struct OnDevice<X> {
     plan: W4A16,
-    tokens: usize,
-    x: CudaSlice<X>,
+    pub tokens: usize,
+    pub x: CudaSlice<X>,
     weights: DeviceInt4Weights,
     bias: Option<CudaSlice<f32>>,
 }
 
 impl<X: Type> OnDevice<X> {
     fn new(stream: &Stream, case: &Case<X>) -> Self {
-        let packed = PackedWeights::pack(&case.weights).unwrap();
+        Self::packed(stream, case, &PackedWeights::pack(&case.weights).unwrap())
+    }
+
+    /// With the case's weights packed already.
+    pub fn packed(stream: &Stream, case: &Case<X>, packed: &PackedWeights) -> Self {
         Self {
             plan: W4A16::new(case.shape),
             tokens: case.tokens,
             x: upload(stream, &case.x, "x").unwrap(),
-            weights: DeviceInt4Weights::upload(stream, &packed).unwrap(),
+            weights: DeviceInt4Weights::upload(stream, packed).unwrap(),
             bias: case.bias.as_ref().map(|bias| upload(stream, bias, "bias").unwrap()),
         }
     }
 
     /// Runs into a poisoned and guarded output.
-    fn run<Y: Element + DeviceRepr>(&self, stream: &Stream, workspace: &mut W4A16Workspace) -> Vec<Y> {
+    pub fn launch<Y: Element + DeviceRepr>(
+        &self,
+        stream: &Stream,
+        workspace: &mut W4A16Workspace,
+    ) -> DeviceGuarded<Y> {
         let mut y = DeviceGuarded::<Y>::new(stream, self.tokens * self.plan.shape().out_features());
         let bias = self.bias.as_ref();
         self.plan.launch(stream, &self.x, &self.weights, bias, workspace, &mut y.view()).unwrap();
-        y.checked(stream)
+        y
+    }
+
+    pub fn run<Y: Element + DeviceRepr>(&self, stream: &Stream, workspace: &mut W4A16Workspace) -> Vec<Y> {
+        self.launch::<Y>(stream, workspace).checked(stream)
     }
 }
 
