@@ -165,13 +165,9 @@ fn quantized_bound(layers: usize, inputs: f64) -> f64 {
     plain_bound(layers).hypot(QUANTIZED * (inputs * layers as f64).sqrt())
 }
 
-#[test]
-#[ignore = "needs an H200"]
-fn bf16_models_choose_the_same_tokens_for_64_steps() {
+/// Decoders of both families in bf16, with all that their configurations turn on, for `generated` tokens.
+fn bf16_models(generated: usize) {
     let none = serde_json::Value::Null;
-    let mut agreed = Vec::new();
-    agreed.push(both_backends_agree("llama bf16", llama(4, none.clone()), EXACT, plain_bound(4), 64));
-    agreed.push(both_backends_agree("falcon bf16", falcon(4, none.clone()), EXACT, plain_bound(4), 64));
     let mut sequential = falcon(4, none.clone());
     sequential["new_decoder_architecture"] = json!(false);
     sequential.as_object_mut().unwrap().remove("num_kv_heads");
@@ -179,75 +175,69 @@ fn bf16_models_choose_the_same_tokens_for_64_steps() {
     sequential["multi_query"] = json!(false);
     sequential["alibi"] = json!(true);
     sequential["bias"] = json!(true);
-    agreed.push(both_backends_agree("falcon-rw bf16, ALiBi, biases", sequential, EXACT, plain_bound(4), 64));
     let mut scaled = llama(2, none.clone());
     scaled["rope_scaling"] = json!({"rope_type": "dynamic", "factor": 4.0});
     scaled["max_position_embeddings"] = json!(100);
-    agreed.push(both_backends_agree("llama bf16, dynamic RoPE", scaled, EXACT, plain_bound(2), 64));
     let mut wide = llama(2, none.clone());
     wide["head_dim"] = json!(128);
     wide["tie_word_embeddings"] = json!(true);
     wide["attention_bias"] = json!(true);
     wide["mlp_bias"] = json!(true);
-    agreed.push(both_backends_agree(
-        "llama bf16, head_dim 128, tied, biases",
-        wide,
-        EXACT,
-        plain_bound(2),
-        64,
-    ));
+    let agreed = [
+        ("llama bf16", llama(4, none.clone()), 4),
+        ("falcon bf16", falcon(4, none), 4),
+        ("falcon-rw bf16, ALiBi, biases", sequential, 4),
+        ("llama bf16, dynamic RoPE", scaled, 2),
+        ("llama bf16, head_dim 128, tied, biases", wide, 2),
+    ]
+    .map(|(name, config, layers)| both_backends_agree(name, config, EXACT, plain_bound(layers), generated));
     assert!(agreed.iter().all(|&agreed| agreed), "{agreed:?}");
 }
 
 #[test]
 #[ignore = "needs an H200"]
-fn quantized_models_stay_within_their_bound_at_every_depth() {
-    let mut agreed = Vec::new();
-    for layers in [1, 2, 4] {
-        let bound = quantized_bound(layers, 4.0);
-        let at = |name: &str| format!("{name}, {layers} layers");
-        agreed.push(both_backends_agree(
-            &at("llama FP8 dynamic"),
-            llama(layers, fp8(true)),
-            EXACT,
-            bound,
-            16,
-        ));
-        agreed.push(both_backends_agree(
-            &at("llama FP8 static"),
-            llama(layers, fp8(false)),
-            EXACT,
-            bound,
-            16,
-        ));
-        agreed.push(both_backends_agree(&at("llama AWQ 128"), llama(layers, awq(128)), EXACT, bound, 16));
-        agreed.push(both_backends_agree(&at("llama AWQ 64"), llama(layers, awq(64)), EXACT, bound, 16));
-        agreed.push(both_backends_agree(&at("falcon AWQ 128"), falcon(layers, awq(128)), EXACT, bound, 16));
-        agreed.push(both_backends_agree(&at("llama packed"), llama(layers, packed(true)), EXACT, bound, 16));
-        agreed.push(both_backends_agree(
-            &at("llama packed with zero points"),
-            llama(layers, packed(false)),
-            EXACT,
-            bound,
-            16,
-        ));
-        let with_pages = quantized_bound(layers, 6.0);
-        agreed.push(both_backends_agree(
-            &at("falcon AWQ 128, FP8 pages"),
-            falcon(layers, awq(128)),
-            FP8,
-            with_pages,
-            16,
-        ));
-        agreed.push(both_backends_agree(
-            &at("llama FP8, FP8 pages"),
-            llama(layers, fp8(true)),
-            FP8,
-            with_pages,
-            16,
-        ));
-    }
+fn bf16_models_agree() {
+    bf16_models(2);
+}
+
+#[test]
+#[ignore = "needs an H200"]
+fn full_size_bf16_models_choose_the_same_tokens_for_64_steps() {
+    bf16_models(64);
+}
+
+/// Models of all quantized formats, of so many layers, for `generated` tokens.
+fn quantized_models(layers: usize, generated: usize) {
+    let (bound, with_pages) = (quantized_bound(layers, 4.0), quantized_bound(layers, 6.0));
+    let agreed = [
+        ("llama FP8 dynamic", llama(layers, fp8(true)), EXACT, bound),
+        ("llama FP8 static", llama(layers, fp8(false)), EXACT, bound),
+        ("llama AWQ 128", llama(layers, awq(128)), EXACT, bound),
+        ("llama AWQ 64", llama(layers, awq(64)), EXACT, bound),
+        ("falcon AWQ 128", falcon(layers, awq(128)), EXACT, bound),
+        ("llama packed", llama(layers, packed(true)), EXACT, bound),
+        ("llama packed with zero points", llama(layers, packed(false)), EXACT, bound),
+        ("falcon AWQ 128, FP8 pages", falcon(layers, awq(128)), FP8, with_pages),
+        ("llama FP8, FP8 pages", llama(layers, fp8(true)), FP8, with_pages),
+    ]
+    .map(|(name, config, kv, bound)| {
+        both_backends_agree(&format!("{name}, {layers} layers"), config, kv, bound, generated)
+    });
     assert!(agreed.iter().all(|&agreed| agreed), "{agreed:?}");
+}
+
+#[test]
+#[ignore = "needs an H200"]
+fn quantized_models_agree() {
+    quantized_models(1, 1);
+}
+
+#[test]
+#[ignore = "needs an H200"]
+fn full_size_quantized_models_stay_within_their_bound_at_every_depth() {
+    for layers in [1, 2, 4] {
+        quantized_models(layers, 16);
+    }
 }
 
 /// Every form that a layer reads its input in, behind a norm and behind an activation.
@@ -455,18 +445,28 @@ fn options_of_sampling_run_on_the_device() {
 }
 
 /// Activations that stay in 16 bits in front of INT4 weights.
-#[test]
-#[ignore = "needs an H200"]
-fn w4a16_models_agree_as_bf16_ones_do() {
+fn w4a16_models(generated: usize) {
     for group_size in [64, 128] {
         let (config, quantization) = settings(llama(2, awq(group_size)));
-        let texts = texts(512, 16);
+        let texts = texts(512, generated);
         let full = models::Int4Activations::Full;
         let cpu = Cpu { int4_activations: full };
         let cpu = Model::synthetic(&config, &quantization, cpu, 40, KvDtype::F32, 3, &mut |_| ()).unwrap();
         let gpu = cuda().with_int4_activations(full);
         let gpu = Model::synthetic(&config, &quantization, gpu, 40, KvDtype::Bf16, 3, &mut |_| ()).unwrap();
-        let (cpu, gpu) = (run(cpu, &texts, 16), run(gpu, &texts, 16));
+        let (cpu, gpu) = (run(cpu, &texts, generated), run(gpu, &texts, generated));
         assert!(agree("llama AWQ, W4A16", &cpu.steps, &gpu.steps, 512, plain_bound(2)), "{group_size}");
     }
+}
+
+#[test]
+#[ignore = "needs an H200"]
+fn w4a16_models_agree() {
+    w4a16_models(1);
+}
+
+#[test]
+#[ignore = "needs an H200"]
+fn full_size_w4a16_models_agree_for_16_steps() {
+    w4a16_models(16);
 }

@@ -3,7 +3,8 @@
 #[path = "../oracle/mod.rs"]
 mod oracle;
 
-use device::gpu::{Event, Gpu, Graph, download, upload};
+use cudarc::driver::CudaSlice;
+use device::gpu::{Gpu, Graph, download, upload};
 use op_test::{DeviceGuarded, Rng};
 use sampling::{BatchSampler, BatchWorkspace, History, NO_TOKEN, Params, RowParams, Rows, Sampler};
 use std::sync::Arc;
@@ -55,10 +56,9 @@ impl Batch {
         }
     }
 
-    /// Tokens and log-probabilities from the device, outputs poisoned and guarded; the logits are what they were.
-    fn run(&self, stream: &Stream, vocab_size: usize) -> (Vec<u32>, Vec<f32>) {
+    fn lists(&self, stream: &Stream) -> Rows<CudaSlice<RowParams>, CudaSlice<u32>, CudaSlice<f32>> {
         let words = |words: &[u32]| upload(stream, words, "words").unwrap();
-        let rows = Rows {
+        Rows {
             params: upload(stream, &self.params, "params").unwrap(),
             history: words(&self.history),
             history_offsets: words(&self.history_offsets),
@@ -66,7 +66,12 @@ impl Batch {
             bias_tokens: words(&self.bias_tokens),
             bias_values: upload(stream, &self.bias_values, "bias").unwrap(),
             bias_offsets: words(&self.bias_offsets),
-        };
+        }
+    }
+
+    /// Tokens and log-probabilities from the device, outputs poisoned and guarded; the logits are what they were.
+    fn run(&self, stream: &Stream, vocab_size: usize) -> (Vec<u32>, Vec<f32>) {
+        let rows = self.lists(stream);
         let mut workspace = BatchWorkspace::new(stream, self.history.len() + self.bias_tokens.len()).unwrap();
         let mut logits = DeviceGuarded::filled(stream, &self.logits);
         let mut logprobs = DeviceGuarded::<f32>::filled(stream, &vec![7e7; self.params.len()]);
@@ -266,69 +271,30 @@ fn lists_are_cut() {
     assert_eq!(tokens, want);
 }
 
-/// Prints times; the asserted part is that a captured launch gives the tokens of a plain one.
+/// A captured launch gives the tokens of a plain one, with every way to choose.
 #[test]
 #[ignore = "needs an H200"]
-fn batch_times() {
+fn captured_launches_replay() {
     let gpu = Gpu::open(0).unwrap();
     let stream = gpu.stream();
     let mut rng = Rng::new(25);
-    let greedy = Params::default();
-    let sampled = Params { temperature: 0.8, seed: 3, ..Params::default() };
-    let top_p = Params { top_p: 0.9, ..sampled.clone() };
-    let all = Params {
-        top_k: 50,
-        min_p: 0.01,
-        repetition_penalty: 1.1,
-        frequency_penalty: 0.1,
-        logprobs: Some(0),
-        ..top_p.clone()
-    };
-    for (count, vocab_size) in [(1, 65024), (256, 65024), (1, 128256), (960, 32000)] {
-        let logits: Vec<f32> = (0..count * vocab_size).map(|_| rng.normal(3.0)).collect();
-        for (name, params) in [("greedy", &greedy), ("drawn", &sampled), ("top-p", &top_p), ("all", &all)] {
-            let rows: Vec<Row> = (0..count)
-                .map(|_| Row {
-                    logits: Vec::new(),
-                    params: params.clone(),
-                    draw: 5,
-                    history: (0..256).map(|i| i * 17).collect(),
-                    prompt_len: 128,
-                })
-                .collect();
-            let batch = Batch { logits: logits.clone(), ..Batch::new(&rows) };
-            let (want, _) = batch.run(stream, vocab_size);
-            let words = |words: &[u32]| upload(stream, words, "words").unwrap();
-            let lists = Rows {
-                params: upload(stream, &batch.params, "params").unwrap(),
-                history: words(&batch.history),
-                history_offsets: words(&batch.history_offsets),
-                prompt_lens: words(&batch.prompt_lens),
-                bias_tokens: words(&batch.bias_tokens),
-                bias_values: upload(stream, &batch.bias_values, "bias").unwrap(),
-                bias_offsets: words(&batch.bias_offsets),
-            };
-            let mut workspace = BatchWorkspace::new(stream, batch.history.len()).unwrap();
-            let mut device_logits = upload(stream, &batch.logits, "logits").unwrap();
-            let mut tokens = words(&vec![super::POISON; count]);
-            let mut logprobs = upload(stream, &vec![0f32; count], "logprobs").unwrap();
-            let plan = BatchSampler::new(vocab_size).unwrap();
-            let once = || {
-                plan.launch(stream, &mut device_logits, &lists, &mut workspace, &mut tokens, &mut logprobs)
-            };
-            // SAFETY: all buffers outlive the graph, and the stream orders every use of them.
-            let graph = unsafe { Graph::capture(stream, once) }.unwrap();
-            graph.replay().unwrap();
-            let event = || Event::new(gpu.context()).unwrap();
-            let (start, end) = (event(), event());
-            start.record(stream).unwrap();
-            (0..10).for_each(|_| graph.replay().unwrap());
-            end.record(stream).unwrap();
-            assert_eq!(download(stream, &tokens).unwrap(), want, "{name}");
-            let time = start.elapsed(&end).unwrap().as_secs_f64() * 1e5;
-            println!("sample {count:>4} x {vocab_size:<6} {name:<7} {time:>8.1} us");
-        }
+    let (count, vocab_size) = (40, 5000);
+    let rows: Vec<Row> = (0..count).map(|_| row(&mut rng, vocab_size)).collect();
+    let batch = Batch::new(&rows);
+    let (want, _) = batch.run(stream, vocab_size);
+    let lists = batch.lists(stream);
+    let mut workspace = BatchWorkspace::new(stream, batch.history.len() + batch.bias_tokens.len()).unwrap();
+    let mut tokens = upload(stream, &vec![super::POISON; count], "tokens").unwrap();
+    let mut logprobs = upload(stream, &vec![0f32; count], "logprobs").unwrap();
+    let plan = BatchSampler::new(vocab_size).unwrap();
+    let mut logits = upload(stream, &batch.logits, "logits").unwrap();
+    let once = || plan.launch(stream, &mut logits, &lists, &mut workspace, &mut tokens, &mut logprobs);
+    // SAFETY: all buffers outlive the graph, and the stream orders every use of them.
+    let graph = unsafe { Graph::capture(stream, once) }.unwrap();
+    for _ in 0..3 {
+        graph.replay().unwrap();
     }
+    assert_eq!(download(stream, &tokens).unwrap(), want);
 }
 
 #[test]
