@@ -1,6 +1,6 @@
-//! Compiles the kernel that measures the reading rate, where feature `cuda` is on.
+//! Compiles the kernels that measure the rates of memory, where feature `cuda` is on.
 
 fn main() {
     #[cfg(feature = "cuda")]
-    nvcc_build::compile(&["kernels/read_sm90.cu"]);
+    nvcc_build::compile(&["kernels/memory_sm90.cu"]);
 }

@@ -1,4 +1,4 @@
-// Reads all of a buffer and keeps nothing: the rate that any kernel's reads are held against.
+// Reads all of a buffer and keeps nothing, copies a buffer: the rates that any kernel's traffic is held against.
 
 #include <cstdint>
 
@@ -13,6 +13,13 @@ __device__ uint4 load_streaming(const uint4* address) {
                : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
                : "l"(address));
   return value;
+}
+
+__device__ void store_streaming(uint4* address, const uint4& value) {
+  asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};"
+               :
+               : "l"(address), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w)
+               : "memory");
 }
 
 }  // namespace
@@ -36,5 +43,25 @@ extern "C" __global__ void __launch_bounds__(1024) read_all(const uint4* data, u
   }
   if (sum == 0x9e3779b9u && threadIdx.x == blockDim.x - 1) {
     *result = sum;
+  }
+}
+
+// Copies `count` vectors of 16 bytes: a block kCopies times its threads.
+constexpr int kCopies = 4;
+
+extern "C" __global__ void __launch_bounds__(512) copy_all(const uint4* from, uint64_t count, uint4* to) {
+  const uint64_t first = uint64_t{blockIdx.x} * kCopies * blockDim.x + threadIdx.x;
+  uint4 values[kCopies];
+#pragma unroll
+  for (int i = 0; i < kCopies; ++i) {
+    const uint64_t at = first + i * blockDim.x;
+    values[i] = at < count ? load_streaming(from + at) : uint4{0, 0, 0, 0};
+  }
+#pragma unroll
+  for (int i = 0; i < kCopies; ++i) {
+    const uint64_t at = first + i * blockDim.x;
+    if (at < count) {
+      store_streaming(to + at, values[i]);
+    }
   }
 }
