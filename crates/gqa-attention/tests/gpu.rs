@@ -6,78 +6,31 @@
 // Helpers beside the tests.
 #![allow(clippy::unwrap_used)]
 
+#[path = "gpu/accuracy.rs"]
+mod accuracy;
 mod common;
 #[path = "gpu/on_device.rs"]
 mod on_device;
 #[path = "gpu/prefill.rs"]
 mod prefill;
+#[path = "gpu/random.rs"]
+mod random;
 #[path = "gpu/truth.rs"]
 mod truth;
 
 use common::{Case, Sequence};
 use device::E4m3;
 use device::gpu::{Graph, upload};
-use gqa_attention::{Attention, AttentionKernel, AttentionOptions, AttentionShape};
+use gqa_attention::{Attention, AttentionOptions, AttentionShape};
 use half::bf16;
 use on_device::{OnDevice, gpu, rounded};
-use op_test::{Rng, cases};
-use proptest::prelude::*;
+use op_test::Rng;
 use truth::{Page, check};
 
 /// Runs a case with the kernel for its own number of queries.
 fn run<T: Page>(rng: &mut Rng, case: &Case<T>, padding: usize, with_log_sum_exp: bool) {
     let max_queries = case.sequences.iter().map(|s| s.queries).max().unwrap_or(1);
     on_device::run(rng, case, max_queries, padding, with_log_sum_exp);
-}
-
-fn shapes() -> impl Strategy<Value = AttentionShape> {
-    let groups = prop::sample::select(vec![1usize, 2, 3, 4, 8, 12, 16, 29, 71]);
-    (groups, 1usize..4, prop::sample::select(vec![64usize, 128, 256])).prop_map(
-        |(group, kv_heads, head_dim)| AttentionShape { query_heads: group * kv_heads, kv_heads, head_dim },
-    )
-}
-
-fn sequences() -> impl Strategy<Value = Vec<Sequence>> {
-    let context = prop_oneof![1usize..5, 62usize..67, 126usize..131, 1usize..400];
-    let queries = prop_oneof![Just(0usize), Just(1), Just(1), 1usize..9];
-    let sequence =
-        (context, queries).prop_map(|(context, queries)| Sequence { context, queries: queries.min(context) });
-    prop::collection::vec(sequence, 0..7)
-}
-
-proptest! {
-    #![proptest_config(cases())]
-
-    /// The truth and its bounds are sound: the reference, which rounds far less, lies within them. Needs no GPU.
-    #[test]
-    fn the_reference_is_within_the_bounds(
-        shape in shapes(), sequences in sequences(), window in prop::option::of(1usize..200), alibi: bool, seed: u64,
-    ) {
-        let mut rng = Rng::new(seed);
-        let slopes = alibi.then(|| (0..shape.query_heads).map(|_| rng.signed().abs()).collect());
-        let options = AttentionOptions { scale: None, window, alibi_slopes: slopes };
-        let case = rounded(Case::<bf16>::random(&mut rng, shape, options, sequences));
-        let answer = case.run(&mut rng, 0);
-        let output = answer.output.iter().map(|&x| bf16::from_f32(x)).collect();
-        let answer = (output, answer.log_sum_exp);
-        check(&case, AttentionKernel::Decode, &answer, true);
-        check(&case, AttentionKernel::Prefill, &answer, true);
-    }
-
-    #[test]
-    #[ignore = "needs an H200"]
-    fn random_batches(
-        shape in shapes(), sequences in sequences(), window in prop::option::of(1usize..200), alibi: bool,
-        scale in prop::option::of(0.01f32..0.3), padding in 0usize..4, with_log_sum_exp: bool, seed: u64,
-    ) {
-        let mut rng = Rng::new(seed);
-        let slopes = alibi.then(|| (0..shape.query_heads).map(|_| rng.signed().abs()).collect());
-        let options = AttentionOptions { scale, window, alibi_slopes: slopes };
-        let case = rounded(Case::<E4m3>::random(&mut rng, shape, options.clone(), sequences.clone()));
-        run(&mut rng, &case, padding, with_log_sum_exp);
-        let case = rounded(Case::<bf16>::random(&mut rng, shape, options, sequences));
-        run(&mut rng, &case, padding, with_log_sum_exp);
-    }
 }
 
 fn decode(contexts: impl IntoIterator<Item = usize>) -> Vec<Sequence> {
@@ -124,27 +77,6 @@ fn small_batches() {
         let case = rounded(Case::<bf16>::random(&mut rng, shape, options, sequences));
         run(&mut rng, &case, 0, true);
     }
-}
-
-/// A far token with a dominant score is found at 128k, and a long sum stays accurate.
-#[test]
-#[ignore = "needs an H200"]
-fn long_contexts_full_size() {
-    fn needle<T: Page>(rng: &mut Rng) {
-        let shape = AttentionShape { query_heads: 8, kv_heads: 1, head_dim: 128 };
-        let options = AttentionOptions::default();
-        let mut case = Case::<T>::random(rng, shape, options, decode([131_072]));
-        run(rng, &rounded(case.clone()), 0, true);
-        // One key along the first query, long enough to outweigh all others.
-        let at = 777 * shape.head_dim;
-        for dim in 0..shape.head_dim {
-            case.keys[0][at + dim] = T::from_f32(4.0 * case.queries[dim]);
-        }
-        run(rng, &rounded(case), 0, true);
-    }
-    let mut rng = Rng::new(12);
-    needle::<E4m3>(&mut rng);
-    needle::<bf16>(&mut rng);
 }
 
 /// One captured graph serves batches whose lengths change between its replays.

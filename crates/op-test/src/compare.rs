@@ -66,8 +66,13 @@ impl Worst {
             let error = (f64::from(got) - want).abs();
             if error == 0.0 { 0.0 } else { error / bound }
         });
-        // Numbers that are not negative are ordered as their bits are.
-        self.0.fetch_max(shares.fold(0.0, f64::max).to_bits(), Ordering::Relaxed);
+        self.raise(shares.fold(0.0, f64::max));
+    }
+
+    /// Takes in a share that is known already: not negative.
+    pub fn raise(&self, share: f64) {
+        // Such numbers are ordered as their bits are.
+        self.0.fetch_max(share.to_bits(), Ordering::Relaxed);
     }
 
     /// The largest share.

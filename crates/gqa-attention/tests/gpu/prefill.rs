@@ -6,8 +6,7 @@ use crate::truth::Page;
 use device::E4m3;
 use gqa_attention::{Attention, AttentionKernel, AttentionOptions, AttentionShape};
 use half::bf16;
-use op_test::{Rng, cases};
-use proptest::prelude::*;
+use op_test::Rng;
 
 /// Rows enough for prefill at any group.
 const MAX_QUERIES: usize = 512;
@@ -49,40 +48,6 @@ fn small_chunks() {
         both(&mut rng, shape(2, 1, head_dim), &window, &[(200, 100), (300, 1)]);
         let all = AttentionOptions { alibi_slopes: slopes(3), window: Some(100), scale: Some(0.1) };
         both(&mut rng, shape(3, 1, head_dim), &all, &[(150, 45)]);
-    }
-}
-
-fn chunks() -> impl Strategy<Value = (AttentionShape, Vec<(usize, usize)>)> {
-    let group = prop::sample::select(vec![1usize, 2, 3, 4, 8, 12, 29, 71]);
-    (group, 1usize..4, prop::sample::select(vec![64usize, 128])).prop_flat_map(
-        |(group, kv_heads, head_dim)| {
-            let most = (600 / (group * kv_heads)).max(2);
-            let context = prop_oneof![1usize..5, 62usize..67, 126usize..131, 1usize..400];
-            let chunk = (context, 0..most).prop_map(|(context, queries)| (context, queries.min(context)));
-            let chunks = prop::collection::vec(chunk, 1..5);
-            chunks.prop_map(move |chunks| (shape(group, kv_heads, head_dim), chunks))
-        },
-    )
-}
-
-proptest! {
-    #![proptest_config(cases())]
-
-    #[test]
-    #[ignore = "needs an H200"]
-    fn random_chunks(
-        (shape, chunks) in chunks(), window in prop::option::of(1usize..200), alibi: bool,
-        scale in prop::option::of(0.01f32..0.3), padding in 0usize..4, with_log_sum_exp: bool, seed: u64,
-    ) {
-        let mut rng = Rng::new(seed);
-        let slopes = alibi.then(|| (0..shape.query_heads).map(|_| rng.signed().abs()).collect());
-        let options = AttentionOptions { scale, window, alibi_slopes: slopes };
-        let sequences: Vec<Sequence> =
-            chunks.iter().map(|&(context, queries)| Sequence { context, queries }).collect();
-        let case = rounded(Case::<E4m3>::random(&mut rng, shape, options.clone(), sequences.clone()));
-        run(&mut rng, &case, padding, with_log_sum_exp);
-        let case = rounded(Case::<bf16>::random(&mut rng, shape, options, sequences));
-        run(&mut rng, &case, padding, with_log_sum_exp);
     }
 }
 

@@ -54,6 +54,8 @@ pub struct Truth {
     pub output_bounds: Vec<f64>,
     pub log_sum_exp: f64,
     pub log_sum_exp_bound: f64,
+    /// The largest probability of the row.
+    pub top_weight: f64,
 }
 
 /// Whether the row sums of a kernel are those of the rounded probabilities: all but prefill's over bf16 pages are.
@@ -61,54 +63,82 @@ fn sums_rounded<T: Page>(kernel: AttentionKernel) -> bool {
     kernel == AttentionKernel::Decode || T::NAME != bf16::NAME
 }
 
+/// Steps of 32 bytes along the tokens that a kernel sums up in the tensor core before it goes on in f32.
+fn summed_steps<T: Page>(kernel: AttentionKernel) -> f64 {
+    // 512 tokens of e4m3, or at most 256 bytes.
+    if kernel == AttentionKernel::Prefill && T::NAME != bf16::NAME { 16.0 } else { 8.0 }
+}
+
 /// In the order of the rows of `output`.
 pub fn truth<T: Page>(case: &Case<T>, kernel: AttentionKernel) -> Vec<Truth> {
-    let heads = case.shape.query_heads;
+    let AttentionShape { query_heads, kv_heads, .. } = case.shape;
+    let wide = |from: &[T], head: usize| -> Vec<f64> {
+        let rows = from.chunks(case.shape.head_dim).skip(head).step_by(kv_heads);
+        rows.flatten().map(|x| f64::from(x.to_f32())).collect()
+    };
+    // Keys and values of each sequence's KV heads, [context][head_dim].
+    let heads: Vec<(Vec<f64>, Vec<f64>)> = (0..case.sequences.len() * kv_heads)
+        .into_par_iter()
+        .map(|i| {
+            (wide(&case.keys[i / kv_heads], i % kv_heads), wide(&case.values[i / kv_heads], i % kv_heads))
+        })
+        .collect();
     let tokens = case
         .sequences
         .iter()
         .enumerate()
         .flat_map(|(index, s)| (0..s.queries).map(move |query| (index, query)));
     let rows: Vec<(usize, usize, usize)> =
-        tokens.flat_map(|(index, query)| (0..heads).map(move |head| (index, query, head))).collect();
+        tokens.flat_map(|(index, query)| (0..query_heads).map(move |head| (index, query, head))).collect();
     rows.into_par_iter()
         .enumerate()
         .map(|(row, (index, query, head))| {
-            row_truth(case, sums_rounded::<T>(kernel), row, [index, query, head])
+            let (keys, values) = &heads[index * kv_heads + head / case.shape.group()];
+            row_truth(case, kernel, row, [index, query, head], keys, values)
         })
         .collect()
 }
 
+/// Sums over a row of a key: of the products, of their squares, and of the squares of `off` times the key.
+fn products(query: &[f64], off: &[f64], key: &[f64]) -> [f64; 3] {
+    let mut sums = [[0.0; 4]; 3];
+    for ((query, off), key) in query.chunks_exact(4).zip(off.chunks_exact(4)).zip(key.chunks_exact(4)) {
+        for lane in 0..4 {
+            let product = query[lane] * key[lane];
+            let off = off[lane] * key[lane];
+            sums[0][lane] += product;
+            sums[1][lane] += product * product;
+            sums[2][lane] += off * off;
+        }
+    }
+    sums.map(|lanes| lanes.iter().sum())
+}
+
 fn row_truth<T: Page>(
     case: &Case<T>,
-    sums_rounded: bool,
+    kernel: AttentionKernel,
     row: usize,
     [index, query, head]: [usize; 3],
+    keys: &[f64],
+    values: &[f64],
 ) -> Truth {
     const DEVIATIONS: f64 = 8.0;
-    let AttentionShape { kv_heads, head_dim, .. } = case.shape;
+    let AttentionShape { head_dim, .. } = case.shape;
     let Sequence { context, queries } = case.sequences[index];
     let position = context - queries + query;
     let first = case.options.window.map_or(0, |window| (position + 1).saturating_sub(window));
+    let seen = first * head_dim..(position + 1) * head_dim;
     let kv_head = head / case.shape.group();
     let scale = f64::from(case.options.scale.unwrap_or(1.0 / (head_dim as f32).sqrt()));
     let key_scale = scale * f64::from(case.key_scales[kv_head]);
     let q: Vec<f64> = case.queries[row * head_dim..][..head_dim].iter().map(|&x| f64::from(x)).collect();
     let largest_query = q.iter().fold(0.0f64, |m, x| m.max(x.abs()));
-    let stored = |from: &[T], token: usize, dim: usize| {
-        f64::from(from[(token * kv_heads + kv_head) * head_dim + dim].to_f32())
-    };
+    let off: Vec<f64> = q.iter().map(|q| T::QUERY * q.abs() + T::QUERY_FLOOR * largest_query).collect();
 
     // Scores, the deviation of each, and what all may be off together.
     let (mut scores, mut deviations, mut together) = (vec![], vec![], 0.0f64);
-    for token in first..=position {
-        let (mut sum, mut rounding, mut size) = (0.0, 0.0, 0.0);
-        for (dim, &q) in q.iter().enumerate() {
-            let key = stored(&case.keys[index], token, dim);
-            sum += q * key;
-            size += (q * key) * (q * key);
-            rounding += ((T::QUERY * q.abs() + T::QUERY_FLOOR * largest_query) * key).powi(2);
-        }
+    for (token, key) in (first..).zip(keys[seen.clone()].chunks_exact(head_dim)) {
+        let [sum, size, rounding] = products(&q, &off, key);
         let slope = case.options.alibi_slopes.as_ref().map(|slopes| slopes[head]);
         let bias = slope.map_or(0.0, |slope| f64::from(device::alibi_bias(slope, token as u32)));
         let own = slope.map_or(0.0, |slope| f64::from(device::alibi_bias(slope, position as u32)));
@@ -127,34 +157,40 @@ fn row_truth<T: Page>(
     let rounding_of = |weight: f64| weight * T::WEIGHT + floor;
     // Of the sum of some errors: by chance, and at the worst.
     let bounded = |variance: f64, all: f64| (DEVIATIONS * variance.sqrt()).min(all / (1.0 - T::WEIGHT));
-    // Products of up to 256 tokens, 8 steps of 32 bytes for e4m3, in the tensor core, then f32 sums over those and over the
-    // joined parts.
-    let sums = 8.0 * T::STEP + (weights.len() as f64).sqrt() / (1 << 22) as f64;
+    // Products in the tensor core, then f32 sums over those and over the joined parts.
+    let sums = summed_steps::<T>(kernel) * T::STEP + (weights.len() as f64).sqrt() / (1 << 22) as f64;
 
     let value_scale = f64::from(case.value_scales[kv_head]);
-    let (mut output, mut output_bounds) = (vec![], vec![]);
-    for dim in 0..head_dim {
-        let values: Vec<f64> =
-            (first..=position).map(|token| value_scale * stored(&case.values[index], token, dim)).collect();
-        let mean: f64 = weights.iter().zip(&values).map(|(w, v)| w * v).sum();
-        let center = if sums_rounded { mean } else { 0.0 };
-        let (mut rounding, mut all, mut variance, mut spread, mut size) = (0.0, 0.0, 0.0, 0.0, 0.0);
-        for ((w, v), deviation) in weights.iter().zip(&values).zip(&deviations) {
-            let off = rounding_of(*w) * (v - center).abs();
-            rounding += off * off;
-            all += off;
-            variance += (w * deviation * (v - mean)).powi(2);
-            spread += w * (v - mean).abs();
-            size += w * v.abs();
+    let values = values[seen].chunks_exact(head_dim);
+    let mut output = vec![0.0; head_dim];
+    for (w, values) in weights.iter().zip(values.clone()) {
+        output.iter_mut().zip(values).for_each(|(o, v)| *o += w * v);
+    }
+    // Of each element: roundings of P squared and plain, of the scores squared, spread around the output, size.
+    let mut parts = vec![[0.0; 5]; head_dim];
+    let center = if sums_rounded::<T>(kernel) { 1.0 } else { 0.0 };
+    for ((w, values), deviation) in weights.iter().zip(values).zip(&deviations) {
+        let rounding = rounding_of(*w);
+        for ((part, v), mean) in parts.iter_mut().zip(values).zip(&output) {
+            let off = rounding * (v - center * mean).abs();
+            let apart = w * (v - mean).abs();
+            part[0] += off * off;
+            part[1] += off;
+            part[2] += (deviation * apart) * (deviation * apart);
+            part[3] += apart;
+            part[4] += w * v.abs();
         }
+    }
+    let output_bounds = output.iter().zip(&parts).map(|(mean, &[rounding, all, variance, spread, size])| {
         let bound = bounded(rounding, all)
             + DEVIATIONS * variance.sqrt()
             + 2.0 * together.exp_m1() * spread
             + sums * (size + mean.abs());
-        output.push(mean);
         // The output's own rounding.
-        output_bounds.push(bound + (mean.abs() + bound) / 256.0 + 1e-30);
-    }
+        value_scale * (bound + (mean.abs() + bound) / 256.0) + 1e-30
+    });
+    let output_bounds = output_bounds.collect();
+    output.iter_mut().for_each(|mean| *mean *= value_scale);
     let (mut rounding, mut all, mut variance) = (0.0, 0.0, 0.0);
     for (w, deviation) in weights.iter().zip(&deviations) {
         rounding += rounding_of(*w).powi(2);
@@ -164,12 +200,12 @@ fn row_truth<T: Page>(
     // What is below the floor may all be rounded down.
     let lost = weights.len() as f64 * floor;
     let log_sum_exp = top + sum.ln();
-    let log_sum_exp_bound = if sums_rounded { bounded(rounding, all) + lost } else { 0.0 }
+    let log_sum_exp_bound = if sums_rounded::<T>(kernel) { bounded(rounding, all) + lost } else { 0.0 }
         + DEVIATIONS * variance.sqrt()
         + together
         + sums
         + 8.0 * (log_sum_exp.abs() + top.abs() + 1.0) / (1 << 23) as f64;
-    Truth { output, output_bounds, log_sum_exp, log_sum_exp_bound }
+    Truth { output, output_bounds, log_sum_exp, log_sum_exp_bound, top_weight: 1.0 / sum }
 }
 
 /// Holds what the kernel wrote for `case`; rows behind the batch, and the log-sum-exp where it was not wanted, are poison
@@ -178,11 +214,22 @@ fn row_truth<T: Page>(
 pub fn check<T: Page>(
     case: &Case<T>,
     kernel: AttentionKernel,
-    (output, log_sum_exp): &(Vec<bf16>, Vec<f32>),
+    answer: &(Vec<bf16>, Vec<f32>),
     with_log_sum_exp: bool,
 ) {
+    hold(case, &truth(case, kernel), answer, with_log_sum_exp);
+}
+
+/// The same, the truth known already; gives the largest error as a share of its bound.
+#[track_caller]
+pub fn hold<T: Page>(
+    case: &Case<T>,
+    truth: &[Truth],
+    (output, log_sum_exp): &(Vec<bf16>, Vec<f32>),
+    with_log_sum_exp: bool,
+) -> f64 {
     let head_dim = case.shape.head_dim;
-    let truth = truth(case, kernel);
+    let mut worst = 0.0f64;
     for (row, truth) in truth.iter().enumerate() {
         for (dim, (want, bound)) in truth.output.iter().zip(&truth.output_bounds).enumerate() {
             let got = f64::from(output[row * head_dim + dim].to_f32());
@@ -191,6 +238,7 @@ pub fn check<T: Page>(
                 "{} row {row} dim {dim}: {got} against {want} +- {bound}",
                 T::NAME
             );
+            worst = worst.max((got - want).abs() / bound);
         }
         if with_log_sum_exp {
             let (got, want) = (f64::from(log_sum_exp[row]), truth.log_sum_exp);
@@ -200,6 +248,7 @@ pub fn check<T: Page>(
                 "{} log-sum-exp {row}: {got} against {want} +- {bound}",
                 T::NAME
             );
+            worst = worst.max((got - want).abs() / bound);
         }
     }
     let behind = if with_log_sum_exp { truth.len() } else { 0 };
@@ -208,4 +257,5 @@ pub fn check<T: Page>(
         "a row behind the batch was written"
     );
     assert!(log_sum_exp[behind..].iter().all(|x| x.is_nan()), "a log-sum-exp behind the batch was written");
+    worst
 }
