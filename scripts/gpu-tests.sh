@@ -53,8 +53,8 @@ pack() {
   if [ -n "$benches" ]; then
     # Those of kernels; model_step reads files of the checkout, and needs no card. The host stands between no two launches, so
     # the profile that the tests are built with will do.
-    cargo bench --profile dev -p benches --features cuda --bench awq_gemm --bench fp8 --bench gqa_attention --bench layers \
-      --bench sampling --bench sustained --no-run --message-format=json | collect bench
+    cargo bench --profile dev -p benches --features cuda --bench awq_gemm --bench fp8 --bench gqa_attention --bench kv_cache \
+      --bench layers --bench sampling --bench sustained --no-run --message-format=json | collect bench
   fi
   if [ ${#packages[@]} -ne 0 ]; then
     cargo test "${packages[@]}" --features "$(IFS=,; echo "${features[*]}")" --test gpu --no-run --message-format=json |

@@ -3,28 +3,22 @@
 #![allow(missing_docs, reason = "a bench is no library")]
 
 use benches::Batch;
-use benches::gpu::{Attending, Suite};
+use benches::gpu::{Attending, FALCON, LLAMA, Suite};
 use device::E4m3;
 use gqa_attention::AttentionShape;
 use half::bf16;
 use std::process::ExitCode;
 
-/// A model's name, its shape, decode's sequences and context lengths, prefill's sequences, context lengths and new tokens.
-type Model = (&'static str, AttentionShape, &'static [[usize; 2]], &'static [[usize; 3]]);
+/// A model, decode's sequences and context lengths, prefill's sequences, context lengths and new tokens.
+type Shapes = ((&'static str, AttentionShape), &'static [[usize; 2]], &'static [[usize; 3]]);
 
-const MODELS: [Model; 2] = [
+const SHAPES: [Shapes; 2] = [
     (
-        "Llama-70B",
-        AttentionShape { query_heads: 64, kv_heads: 8, head_dim: 128 },
+        LLAMA,
         &[[960, 192], [192, 1152], [96, 2176], [16, 8192], [1, 4096], [1, 65536]],
         &[[1, 2048, 2048], [1, 8192, 8192], [1, 16384, 16384], [1, 16384, 2048], [960, 128, 128]],
     ),
-    (
-        "Falcon-180B",
-        AttentionShape { query_heads: 232, kv_heads: 8, head_dim: 64 },
-        &[[256, 192], [128, 1152], [1, 2048]],
-        &[[1, 2048, 2048], [256, 128, 128]],
-    ),
+    (FALCON, &[[256, 192], [128, 1152], [1, 2048]], &[[1, 2048, 2048], [256, 128, 128]]),
 ];
 
 /// Of the ragged batch: as many bytes as 192 x 1152.
@@ -35,7 +29,7 @@ fn main() -> ExitCode {
         Ok(suite) => suite,
         Err(code) => return code,
     };
-    for (model, shape, decode, _) in MODELS {
+    for ((model, shape), decode, _) in SHAPES {
         let equal = |&[sequences, context_len]: &[usize; 2]| {
             (format!("{sequences} x {context_len}"), Batch::equal(sequences, context_len, 1))
         };
@@ -45,7 +39,7 @@ fn main() -> ExitCode {
             both(&mut suite, model, shape, name, batch);
         }
     }
-    for (model, shape, _, prefill) in MODELS {
+    for ((model, shape), _, prefill) in SHAPES {
         for &[sequences, context_len, queries] in prefill {
             let name = match queries == context_len {
                 true => format!("{sequences} x {context_len}"),

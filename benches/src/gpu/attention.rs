@@ -14,6 +14,13 @@ use half::bf16;
 use serde_json::json;
 use std::sync::Arc;
 
+/// Llama-70B's name and heads.
+pub const LLAMA: (&str, AttentionShape) =
+    ("Llama-70B", AttentionShape { query_heads: 64, kv_heads: 8, head_dim: 128 });
+/// Falcon-180B's.
+pub const FALCON: (&str, AttentionShape) =
+    ("Falcon-180B", AttentionShape { query_heads: 232, kv_heads: 8, head_dim: 64 });
+
 /// What pages are made of.
 pub trait Page: Element + DeviceRepr + ValidAsZeroBits {
     /// What random numbers of a pool are multiplied by to deviate by 1.
@@ -60,6 +67,76 @@ impl Page for E4m3 {
     }
 }
 
+/// Near-normal pages, `SCALE` times which deviates by 1.
+pub(super) fn pool<T: Page>(
+    bench: &Bench,
+    layout: KvLayout,
+    pages: usize,
+    seed: u64,
+) -> Result<CudaSlice<T>> {
+    let stream = bench.gpu().stream();
+    let elements = pages * layout.page_elements();
+    let mut pool = zeros(stream, elements, "a page pool")?;
+    // In rows of one feature, whose deviation is 1.
+    T::fill(&SyntheticWeights::new(1, elements, seed)?, stream, &mut pool)?;
+    Ok(pool)
+}
+
+/// A batch on the device. Sequences that grow side by side take their pages in turn.
+pub(super) struct DeviceBatch {
+    block_tables: CudaSlice<u32>,
+    max_pages: usize,
+    context_lens: CudaSlice<u32>,
+    query_offsets: CudaSlice<u32>,
+    /// Of all sequences.
+    pub pages: usize,
+}
+
+impl DeviceBatch {
+    /// Checked against as many pages as it needs.
+    pub fn new(bench: &Bench, batch: &Batch) -> Result<Self> {
+        let stream = bench.gpu().stream();
+        let sequences = batch.context_lens.len();
+        let needs: Vec<usize> = batch.context_lens.iter().map(|length| length.div_ceil(PAGE_SIZE)).collect();
+        let max_pages = needs.iter().copied().max().unwrap_or(0);
+        let mut block_tables = vec![0u32; sequences * max_pages];
+        let mut pages = 0u32;
+        for index in 0..max_pages {
+            for sequence in (0..sequences).filter(|&sequence| index < needs[sequence]) {
+                block_tables[sequence * max_pages + index] = pages;
+                pages += 1;
+            }
+        }
+        let context_lens: Vec<u32> = batch.context_lens.iter().map(|&length| length as u32).collect();
+        let query_offsets: Vec<u32> =
+            (0..=sequences).map(|sequence| (sequence * batch.queries) as u32).collect();
+        let view = BatchView {
+            block_tables: &block_tables[..],
+            max_pages,
+            context_lens: &context_lens[..],
+            query_offsets: &query_offsets[..],
+        };
+        view.check("a batch to time", pages as usize)?;
+        Ok(Self {
+            block_tables: upload(stream, &block_tables, "block tables")?,
+            max_pages,
+            context_lens: upload(stream, &context_lens, "context lengths")?,
+            query_offsets: upload(stream, &query_offsets, "query offsets")?,
+            pages: pages as usize,
+        })
+    }
+
+    /// As ops take it.
+    pub fn view(&self) -> BatchView<&CudaSlice<u32>> {
+        BatchView {
+            block_tables: &self.block_tables,
+            max_pages: self.max_pages,
+            context_lens: &self.context_lens,
+            query_offsets: &self.query_offsets,
+        }
+    }
+}
+
 /// One layer's attention.
 pub struct Attending<T> {
     stream: Arc<CudaStream>,
@@ -68,10 +145,7 @@ pub struct Attending<T> {
     queries: CudaSlice<bf16>,
     pools: Vec<CudaSlice<T>>,
     scales: CudaSlice<f32>,
-    block_tables: CudaSlice<u32>,
-    max_pages: usize,
-    context_lens: CudaSlice<u32>,
-    query_offsets: CudaSlice<u32>,
+    batch: DeviceBatch,
     max_queries: usize,
     workspace: AttentionWorkspace,
     output: CudaSlice<bf16>,
@@ -107,49 +181,20 @@ impl<T: Page + 'static> Attending<T> {
         let stream = bench.gpu().stream();
         let layout = KvLayout::new(shape.kv_heads, shape.head_dim)?;
         let attention = Attention::new(shape, AttentionOptions::default())?;
-        let sequences = batch.context_lens.len();
-        let needs: Vec<usize> = batch.context_lens.iter().map(|length| length.div_ceil(PAGE_SIZE)).collect();
-        let max_pages = needs.iter().copied().max().unwrap_or(0);
-        // Sequences that grow side by side take their pages in turn.
-        let mut block_tables = vec![0u32; sequences * max_pages];
-        let mut pages = 0u32;
-        for index in 0..max_pages {
-            for sequence in (0..sequences).filter(|&sequence| index < needs[sequence]) {
-                block_tables[sequence * max_pages + index] = pages;
-                pages += 1;
-            }
-        }
-        let context_lens: Vec<u32> = batch.context_lens.iter().map(|&length| length as u32).collect();
-        let query_offsets: Vec<u32> =
-            (0..=sequences).map(|sequence| (sequence * batch.queries) as u32).collect();
-        let view = BatchView {
-            block_tables: &block_tables[..],
-            max_pages,
-            context_lens: &context_lens[..],
-            query_offsets: &query_offsets[..],
-        };
-        view.check("attention", pages as usize)?;
-        let pool = |seed| {
-            let mut pool = zeros(stream, pages as usize * layout.page_elements(), "a page pool")?;
-            // In rows of one feature, whose deviation is 1.
-            let synthetic = SyntheticWeights::new(1, pages as usize * layout.page_elements(), seed as u64)?;
-            T::fill(&synthetic, stream, &mut pool)?;
-            Ok(pool)
-        };
+        let tokens = batch.context_lens.len() * batch.queries;
+        let on_device = DeviceBatch::new(bench, batch)?;
+        let pool = |seed| pool(bench, layout, on_device.pages, seed as u64);
         let row = shape.query_heads * shape.head_dim;
         Ok(Self {
             stream: stream.clone(),
             layout,
-            queries: random(bench, sequences * batch.queries * row, 1)?,
+            queries: random(bench, tokens * row, 1)?,
             pools: (0..copies).map(pool).collect::<Result<_>>()?,
             scales: upload(stream, &vec![T::SCALE; shape.kv_heads], "scales")?,
-            block_tables: upload(stream, &block_tables, "block tables")?,
-            max_pages,
-            context_lens: upload(stream, &context_lens, "context lengths")?,
-            query_offsets: upload(stream, &query_offsets, "query offsets")?,
+            batch: on_device,
             max_queries: batch.queries,
             workspace: attention.workspace(stream)?,
-            output: zeros(stream, sequences * batch.queries * row, "output")?,
+            output: zeros(stream, tokens * row, "output")?,
             attention,
         })
     }
@@ -162,12 +207,6 @@ impl<T: Page + 'static> Attending<T> {
             key_scales: &self.scales,
             value_scales: &self.scales,
         };
-        let batch = BatchView {
-            block_tables: &self.block_tables,
-            max_pages: self.max_pages,
-            context_lens: &self.context_lens,
-            query_offsets: &self.query_offsets,
-        };
         let (output, workspace) = (&mut self.output, &mut self.workspace);
         let no_log_sum_exp = None::<&mut CudaSlice<f32>>;
         // SAFETY: the batch was checked against the pool's pages before it was uploaded, and its last query offset is
@@ -177,7 +216,7 @@ impl<T: Page + 'static> Attending<T> {
                 &self.stream,
                 &self.queries,
                 &pages,
-                &batch,
+                &self.batch.view(),
                 self.max_queries,
                 workspace,
                 output,

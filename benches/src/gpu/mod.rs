@@ -1,6 +1,7 @@
 //! Timing of kernels: launches captured into a graph that rotates through copies of the operands, replayed between two
 //! events. The host stands between no two launches, and no copy is found in the L2 cache.
 
+mod append;
 mod attention;
 mod ceilings;
 mod products;
@@ -8,7 +9,8 @@ mod steps;
 mod suite;
 mod sustained;
 
-pub use attention::{Attending, Page};
+pub use append::Appending;
+pub use attention::{Attending, FALCON, LLAMA, Page};
 pub use products::{LAYERS, Layer, Product, Quantizing, TOKENS};
 pub use steps::{Activating, Choosing, Norming, Sampling};
 pub use suite::{Case, Suite};
