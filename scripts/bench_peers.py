@@ -30,8 +30,12 @@ PAGE_SIZE = 64
 FP8_MAX = 448.0
 
 
+class NotOffered(Exception):
+    """What a library is not asked for."""
+
+
 def copies_of(size):
-    """Copies of operands of `size` bytes that no cache holds."""
+    """Copies of operands of `size` bytes that together no cache holds."""
     return min(256, math.ceil(4 * L2_BYTES / max(size, 1)))
 
 
@@ -70,7 +74,9 @@ def attempt(label, prepare):
 
     try:
         return seconds_of(*prepare())
-    except (RuntimeError, ValueError, TypeError, NotImplementedError, AssertionError, ImportError) as error:
+    except NotOffered:
+        return None
+    except (RuntimeError, ValueError, TypeError, AssertionError, ImportError) as error:
         print(f"{label}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", file=sys.stderr)
         return None
     finally:
@@ -144,7 +150,7 @@ def sdpa(shape, backend):
         heads, kv_heads, dim = (shape["model"][key] for key in ("query_heads", "kv_heads", "head_dim"))
         lengths, queries = shape["batch"]["context_lens"], shape["batch"]["queries"]
         if len(set(lengths)) > 1:
-            raise NotImplementedError("lengths differ")
+            raise NotOffered("lengths differ")
         batch, context = len(lengths), lengths[0]
         # One query a sequence sees all keys: the heads of a group are then rows of one product.
         rows = (kv_heads, heads // kv_heads) if queries == 1 else (heads, queries)
@@ -175,7 +181,7 @@ def pages(shape):
     heads, kv_heads, dim = (shape["model"][key] for key in ("query_heads", "kv_heads", "head_dim"))
     lengths = shape["batch"]["context_lens"]
     if shape["batch"]["queries"] > 1:
-        raise NotImplementedError("decode only")
+        raise NotOffered("decode only")
     needs = [math.ceil(length / PAGE_SIZE) for length in lengths]
     table = torch.zeros(len(lengths), max(needs), dtype=torch.int32)
     # Sequences that grow side by side take their pages in turn.
