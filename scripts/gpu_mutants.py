@@ -33,7 +33,7 @@ MUTANTS = [
     ("append-turns-backwards", "kv-cache", "rope_append.cuh",
      "turns[i] = make_float2(cosine, sine);", "turns[i] = make_float2(cosine, -sine);"),
     ("append-drops-its-barrier", "kv-cache", "rope_append.cuh",
-     "    __syncthreads();\n\n    const uint32_t head_vectors", "\n    const uint32_t head_vectors"),
+     "    __syncthreads();\n    for (; unit < units", "    for (; unit < units"),
     ("append-next-head's-scale", "kv-cache", "rope_append.cuh",
      "arguments.key_scales[kv_head];", "arguments.key_scales[(kv_head + 1) % shape.kv_heads];"),
     ("argmax-takes-the-higher-id", "sampling", "argmax.cuh", "<< 32 | ~token;", "<< 32 | token;"),

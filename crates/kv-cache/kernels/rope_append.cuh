@@ -1,7 +1,7 @@
 // Splits fused [q | k | v] rows, turns queries and keys, puts keys and values into their pages.
 //
-// The grid's x is the tokens, its y cuts a token's work into blocks. For queries and keys, a thread has two vectors of 8
-// dims of one head, those that turn into each other:
+// The grid's x is the tokens, its y shares a token's work out where tokens are few: a thread takes every so many units. A unit
+// of queries and keys is two vectors of 8 dims of one head, those that turn into each other:
 //
 //     head   [ .. 8 dims: low .. | .. 8 dims: high .. ]      high = low + head_dim / 2
 //
@@ -89,8 +89,7 @@ struct Vector {
     float x[vector_dims];
 };
 
-__device__ __forceinline__ Vector load(const uint16_t* from) {
-    const uint4 packed = *reinterpret_cast<const uint4*>(from);
+__device__ __forceinline__ Vector widen(uint4 packed) {
     const uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
     Vector v;
 #pragma unroll
@@ -185,37 +184,17 @@ __device__ __forceinline__ void append_values(const Arguments& arguments, const 
     reinterpret_cast<uint4*>(to)[1] = Page::pack(odd);
 }
 
+// The vectors of a unit of queries or keys, as they lie in memory.
+struct Raw {
+    uint4 low, high;
+};
+
 template <typename Page>
-__device__ __forceinline__ void rope_append(const Arguments& arguments, const Shape& shape) {
-    __shared__ float2 turns[max_angles];  // cosine, sine
-    peregrine::grid_wait_predecessor();
-    peregrine::grid_release_successor();
-    const uint32_t row = blockIdx.x;
-    const Place place = find_place(arguments, shape, row);
-    if (!place.valid) return;
-
-    const float* frequencies = arguments.inverse_frequencies + static_cast<size_t>(place.sequence) * shape.frequency_stride;
-    for (uint32_t i = threadIdx.x; i < shape.angles; i += blockDim.x) {
-        float sine, cosine;
-        sincosf(__fmul_rn(static_cast<float>(place.position), frequencies[i]), &sine, &cosine);
-        turns[i] = make_float2(cosine, sine);
-    }
-    __syncthreads();
-
-    const uint32_t head_vectors = shape.head_dim / (2 * vector_dims);
-    const uint32_t turning_heads = shape.query_heads + shape.kv_heads;
-    const uint32_t unit = blockIdx.y * blockDim.x + threadIdx.x;
-    const uint32_t head = unit / head_vectors;
-    if (head >= turning_heads) {
-        append_values<Page>(arguments, shape, place, unit - turning_heads * head_vectors);
-        return;
-    }
-    const uint32_t dim = unit % head_vectors * vector_dims;
+__device__ __forceinline__ void turn_and_store(const Arguments& arguments, const Shape& shape, const Place& place,
+                                               const float2 (&turns)[max_angles], const Raw& raw, uint32_t head, uint32_t dim) {
+    Vector low = widen(raw.low);
+    Vector high = widen(raw.high);
     const uint32_t half = shape.head_dim / 2;
-    const size_t qkv_row = static_cast<size_t>(row) * (turning_heads + shape.kv_heads) * shape.head_dim;
-    const uint16_t* from = arguments.qkv + qkv_row + head * shape.head_dim + dim;
-    Vector low = load(from);
-    Vector high = load(from + half);
     if (shape.angles > 0) {
 #pragma unroll
         for (uint32_t i = 0; i < vector_dims; ++i) {
@@ -226,7 +205,7 @@ __device__ __forceinline__ void rope_append(const Arguments& arguments, const Sh
         }
     }
     if (head < shape.query_heads) {
-        uint16_t* to = arguments.queries + (static_cast<size_t>(row) * shape.query_heads + head) * shape.head_dim + dim;
+        uint16_t* to = arguments.queries + (static_cast<size_t>(blockIdx.x) * shape.query_heads + head) * shape.head_dim + dim;
         *reinterpret_cast<uint4*>(to) = to_bf16(low);
         *reinterpret_cast<uint4*>(to + half) = to_bf16(high);
         return;
@@ -243,6 +222,49 @@ __device__ __forceinline__ void rope_append(const Arguments& arguments, const Sh
     const uint32_t token = place.position % page_size;
     Page::store_key(keys, token, dim, low);
     Page::store_key(keys, token, dim + half, high);
+}
+
+template <typename Page>
+__device__ __forceinline__ void rope_append(const Arguments& arguments, const Shape& shape) {
+    __shared__ float2 turns[max_angles];  // cosine, sine
+    const uint32_t head_vectors = shape.head_dim / (2 * vector_dims);
+    const uint32_t turning_heads = shape.query_heads + shape.kv_heads;
+    const uint32_t turning = turning_heads * head_vectors;
+    const uint32_t units = turning + shape.kv_heads * (shape.head_dim / 2);
+    const uint32_t stride = gridDim.y * blockDim.x;
+    const uint16_t* row = arguments.qkv + static_cast<size_t>(blockIdx.x) * (turning_heads + shape.kv_heads) * shape.head_dim;
+    const auto load = [&](uint32_t unit) {
+        const uint16_t* from = row + unit / head_vectors * shape.head_dim + unit % head_vectors * vector_dims;
+        Raw raw{};
+        if (unit < turning) {
+            raw.low = *reinterpret_cast<const uint4*>(from);
+            raw.high = *reinterpret_cast<const uint4*>(from + shape.head_dim / 2);
+        }
+        return raw;
+    };
+    uint32_t unit = blockIdx.y * blockDim.x + threadIdx.x;
+    peregrine::grid_wait_predecessor();
+    peregrine::grid_release_successor();
+    // The row is on its way while the place of its token is looked up; later, the next unit while one is at work.
+    Raw raw = load(unit);
+    const Place place = find_place(arguments, shape, blockIdx.x);
+    if (!place.valid) return;
+    const float* frequencies = arguments.inverse_frequencies + static_cast<size_t>(place.sequence) * shape.frequency_stride;
+    for (uint32_t i = threadIdx.x; i < shape.angles; i += blockDim.x) {
+        float sine, cosine;
+        sincosf(__fmul_rn(static_cast<float>(place.position), frequencies[i]), &sine, &cosine);
+        turns[i] = make_float2(cosine, sine);
+    }
+    __syncthreads();
+    for (; unit < units; unit += stride) {
+        const Raw next = load(unit + stride);
+        if (unit < turning) {
+            turn_and_store<Page>(arguments, shape, place, turns, raw, unit / head_vectors, unit % head_vectors * vector_dims);
+        } else {
+            append_values<Page>(arguments, shape, place, unit - turning);
+        }
+        raw = next;
+    }
 }
 
 }  // namespace kv_cache

@@ -1,4 +1,4 @@
-// Entry points of rope_append.cuh: grid [tokens, parts of a row], 256 threads, one part of a row to a block.
+// Entry points of rope_append.cuh: grid [tokens, blocks that share a row], 256 threads.
 #include "rope_append.cuh"
 
 #define ENTRY(NAME, PAGE)                                                                                              \

@@ -16,6 +16,8 @@ static E4M3: Kernel = Kernel::new(&CUBIN, "rope_append_e4m3");
 
 /// Threads of a block.
 const THREADS: u32 = 256;
+/// Blocks that fill a card: a token's work is cut up until there are as many.
+const BLOCKS: u32 = 512;
 
 /// `kv_cache::Shape` of rope_append.cuh.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
@@ -100,7 +102,8 @@ impl RopeAppend {
         number("query_heads", self.qkv_features())?;
         let value_features = shape.kv_heads * shape.head_dim;
         let units = (self.qkv_features() as u32 - value_features) / 16 + value_features / 2;
-        let grid = [number("qkv", tokens)?, units.div_ceil(THREADS)];
+        let tokens = number("qkv", tokens)?;
+        let grid = [tokens, units.div_ceil(THREADS).min(BLOCKS.div_ceil(tokens.max(1)))];
         let args = Args::new(stream)
             .input(qkv)
             .input(inverse_frequencies)
