@@ -163,11 +163,11 @@ impl Product {
     }
 
     /// How far y may be off where the tensor cores add e4m3 products: a step adds 32 products and the sum so far, all cut
-    /// to 13 fraction bits below the largest of them; up to 128 tokens the sum is promoted to f32 every 128 products.
+    /// to 13 fraction bits below the largest of them; up to 192 tokens the sum is promoted to f32 every 128 products.
     fn fp8_bounds(&self) -> Vec<f64> {
         const STEP: usize = 32;
         let k = self.in_features;
-        let promoted = if self.tokens <= 128 { 128 } else { k };
+        let promoted = if self.tokens <= 192 { 128 } else { k };
         let mut bounds = Vec::new();
         for (x, sx) in self.x.chunks_exact(k).zip(&self.x_scales) {
             for (w, sw) in self.weights.chunks_exact(k).zip(&self.weight_scales) {
@@ -248,15 +248,15 @@ const SHAPES: [(usize, usize, usize); 10] = [
     (17, 2064, 80),
     (65, 384, 1040),
     (127, 512, 144),
-    (129, 144, 512),
-    (130, 1040, 272),
+    (192, 144, 512),
+    (193, 1040, 272),
 ];
 const FULL_SIZES: [(usize, usize, usize); 6] = [
     (64, 8192, 256),
     (65, 384, 4096),
     (1, 8192, 8192),
     (33, 14848, 128),
-    (130, 8192, 272),
+    (194, 8192, 272),
     (257, 2064, 1024),
 ];
 

@@ -15,9 +15,10 @@ static CUBIN: Cubin =
 static SCALE_TO_BF16: Kernel = Kernel::new(&CUBIN, "scale_to_bf16");
 static SCALE_TO_F32: Kernel = Kernel::new(&CUBIN, "scale_to_f32");
 
-/// Up to so many tokens cuBLASLt is faster without scales (16 tokens, 8192 x 28672 on an H200: 65 us against 108), by
-/// more than a kernel that applies them behind it takes. Beyond, the sums' way through memory costs more.
-const SCALED_BEHIND: usize = 128;
+/// Up to so many tokens cuBLASLt is faster without scales (8192 x 28672 on an H200: 65 us against 108 at 16 tokens, 82 against
+/// 117 at 192, but 93 against 85 at 224), by more than a kernel that applies them behind it takes. Beyond, the sums' way
+/// through memory costs more.
+const SCALED_BEHIND: usize = 192;
 /// Tokens whose sums are held at a time where scales are applied behind.
 const CHUNK: usize = 256;
 
@@ -30,7 +31,7 @@ impl Fp8Product {
     /// - `bias` bf16 `[out_features]`
     /// - `y` bf16 `[tokens, out_features]`
     ///
-    /// Both sizes are multiples of 16, and everything starts at multiples of 16 bytes. Up to 128 tokens, and with a bias,
+    /// Both sizes are multiples of 16, and everything starts at multiples of 16 bytes. Up to 192 tokens, and with a bias,
     /// sums are promoted to f32 every 128 products; beyond, they stay in the tensor cores' accumulators, of 13 fraction
     /// bits. The first run with a number of tokens plans it, which cannot be captured into a graph.
     pub fn launch(
