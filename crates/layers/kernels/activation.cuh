@@ -115,7 +115,12 @@ __device__ __forceinline__ float load_remote(const float* local, uint32_t rank) 
     return value;
 }
 
-// The largest `value` among the cluster's blocks; `value` is the same in all threads of a block.
+// No block leaves while another may still read its slot: it tells when it has read, and waits for the others as its last step.
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+// The largest `value` among the cluster's blocks; `value` is the same in all threads of a block. With more blocks than one a
+// cluster_wait must follow.
 __device__ __forceinline__ float cluster_max(float value, uint32_t blocks) {
     __shared__ float slot;
     if (blocks == 1) return value;
@@ -123,11 +128,11 @@ __device__ __forceinline__ float cluster_max(float value, uint32_t blocks) {
     __syncwarp();
     peregrine::cluster_sync();
     const uint32_t lane = threadIdx.x % 32;
-    float largest = lane < blocks ? load_remote(&slot, lane) : 0.0f;
+    const float largest = lane < blocks ? load_remote(&slot, lane) : 0.0f;
     __syncwarp();
-    // No block leaves while another may still read its slot.
-    peregrine::cluster_sync();
-    return warp_reduce(largest, Max{});
+    const float all = warp_reduce(largest, Max{});  // has read
+    cluster_arrive();
+    return all;
 }
 
 template <Activation activation>
@@ -150,11 +155,8 @@ __device__ __forceinline__ void activate_quantize(const ActivationInput& input, 
 
     const uint32_t vectors = input.features / vector_features;
     const QuantizedRow row = quantized_row(codes, group_sums, group_lanes, token, vectors);
-#pragma unroll
-    for (int i = 0; i < thread_vectors; ++i) {
-        const uint32_t vector = first + vector_of(i);
-        store_quantized(row, vector, vector < vectors, y[i], reciprocal);
-    }
+    store_quantized(row, first, vectors, y, reciprocal);
+    if (input.slices > 1) cluster_wait();
 }
 
 }  // namespace layers

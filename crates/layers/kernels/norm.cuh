@@ -115,11 +115,7 @@ __device__ __forceinline__ void norm_quantize(const NormInput& input, uint8_t* c
 
     const uint32_t vectors = input.features / vector_features;
     const QuantizedRow row = quantized_row(codes, group_sums, group_lanes, blockIdx.x, vectors);
-#pragma unroll
-    for (int i = 0; i < thread_vectors; ++i) {
-        const uint32_t vector = vector_of(i);
-        store_quantized(row, vector, vector < vectors, y[i], reciprocal);
-    }
+    store_quantized(row, 0, vectors, y, reciprocal);
 }
 
 }  // namespace layers

@@ -117,14 +117,11 @@ __device__ __forceinline__ float scale_of(float absmax) {
     return scale < 1.17549435e-38f ? 1.0f : scale;
 }
 
-// Codes and group sums of one vector of a row. All lanes of a warp call it together; those beyond the row pass `inside`
-// false and a vector of zeros.
+// Codes of eight features; their sum is added to `sum`.
 //
 // A product with the reciprocal instead of a quotient: off by two places of f32, of which e4m3 keeps four bits.
-__device__ __forceinline__ void store_quantized(const QuantizedRow& row, uint32_t vector, bool inside, const Vector& v,
-                                                float reciprocal) {
+__device__ __forceinline__ uint2 quantize(const Vector& v, float reciprocal, float& sum) {
     uint32_t packed[2];
-    float sum = 0.0f;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         const float* x = v.x + 4 * half;
@@ -133,12 +130,47 @@ __device__ __forceinline__ void store_quantized(const QuantizedRow& row, uint32_
         const float2 high = peregrine::f32x2_from_e4m3x2(static_cast<uint16_t>(packed[half] >> 16));
         sum += (low.x + low.y) + (high.x + high.y);
     }
-    if (inside) reinterpret_cast<uint2*>(row.codes)[vector] = make_uint2(packed[0], packed[1]);
-    if (row.group_lanes == 0) return;
-    for (uint32_t distance = row.group_lanes / 2; distance > 0; distance /= 2) {
-        sum += __shfl_xor_sync(whole_warp, sum, distance);
+    return make_uint2(packed[0], packed[1]);
+}
+
+// One of two values of a lane and of its neighbour across `bit` of their numbers: lanes without the bit get the sum of both
+// first ones, lanes with it of both second ones.
+__device__ __forceinline__ float add_halves(float first, float second, uint32_t bit) {
+    const bool upper = threadIdx.x & bit;
+    const float sent = __shfl_xor_sync(whole_warp, upper ? first : second, bit);
+    return (upper ? second : first) + sent;
+}
+
+// Codes and group sums of a thread's vectors, of which those from `vectors` on lie beyond the row and are zeros. Codes are
+// multiples of 2^-9 of at most 448, so f32 holds sums of up to 64 exactly, and that of 128 is rounded once, in whichever order.
+__device__ __forceinline__ void store_quantized(const QuantizedRow& row, uint32_t first, uint32_t vectors,
+                                                const Vector (&v)[thread_vectors], float reciprocal) {
+    float sums[thread_vectors] = {};
+#pragma unroll
+    for (int i = 0; i < thread_vectors; ++i) {
+        const uint32_t vector = first + vector_of(i);
+        const uint2 packed = quantize(v[i], reciprocal, sums[i]);
+        if (vector < vectors) reinterpret_cast<uint2*>(row.codes)[vector] = packed;
     }
-    if (inside && vector % row.group_lanes == 0) row.group_sums[vector / row.group_lanes] = sum;
+    if (row.group_lanes == 0) return;
+    if (row.group_lanes == 16) {
+        // Groups of 128: two exchanges leave a lane a quarter of its vector lane % 4, two more the whole; 5 shuffles for 16.
+        static_assert(thread_vectors == 4);
+        float sum = add_halves(add_halves(sums[0], sums[1], 1), add_halves(sums[2], sums[3], 1), 2);
+        sum += __shfl_xor_sync(whole_warp, sum, 4);
+        sum += __shfl_xor_sync(whole_warp, sum, 8);
+        const uint32_t vector = first + vector_of(threadIdx.x % 4);
+        if (threadIdx.x % 16 < 4 && vector < vectors) row.group_sums[vector / 16] = sum;
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < thread_vectors; ++i) {
+        const uint32_t vector = first + vector_of(i);
+        for (uint32_t distance = row.group_lanes / 2; distance > 0; distance /= 2) {
+            sums[i] += __shfl_xor_sync(whole_warp, sums[i], distance);
+        }
+        if (vector < vectors && vector % row.group_lanes == 0) row.group_sums[vector / row.group_lanes] = sums[i];
+    }
 }
 
 }  // namespace layers
