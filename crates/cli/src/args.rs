@@ -73,6 +73,10 @@ pub struct ModelArgs {
     /// Tokens of KV cache; by default as many as the longest sequences of one batch need
     #[arg(long, value_name = "TOKENS")]
     pub kv_tokens: Option<usize>,
+
+    /// Tokens of KV cache in host memory besides: what is evicted goes there and comes back where it is needed again
+    #[arg(long, value_name = "TOKENS", default_value_t = 0)]
+    pub kv_host_tokens: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

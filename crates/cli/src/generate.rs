@@ -33,12 +33,12 @@ pub fn run(args: &args::Generate) -> Result<()> {
     let kv = |exact| kv_dtype(args.model.kv, checkpoint.quantization.kv_cache, exact);
     match Machine::open(args.model.backend, BackendChoice::Auto)? {
         Machine::Cpu => {
-            let model = load(&checkpoint, Cpu::default(), pages, kv(KvDtype::F32))?;
+            let model = load(&checkpoint, Cpu::default(), pages, kv(KvDtype::F32), args)?;
             serve(model, &checkpoint, tokenizer.as_ref(), args, prompts, requests)
         }
         #[cfg(feature = "cuda")]
         Machine::Gpu(gpu) => {
-            let model = load(&checkpoint, models::Cuda::new(gpu)?, pages, kv(KvDtype::Bf16))?;
+            let model = load(&checkpoint, models::Cuda::new(gpu)?, pages, kv(KvDtype::Bf16), args)?;
             serve(model, &checkpoint, tokenizer.as_ref(), args, prompts, requests)
         }
     }
@@ -87,8 +87,8 @@ fn request(prompt: &Prompt, args: &args::Generate, params: &Params, checkpoint: 
         prompt: prompt.tokens.clone(),
         max_tokens: Some(max_tokens),
         params: Params { seed: prompt.seed.unwrap_or(params.seed), ..params.clone() },
-        stop_tokens: Vec::new(),
         ignore_eos: args.ignore_eos,
+        ..Request::default()
     }
 }
 
@@ -109,13 +109,19 @@ fn pages(args: &args::Generate, requests: &[Request]) -> usize {
     needs.iter().take(args.model.max_batch).fold(0, |sum, need| sum.saturating_add(*need))
 }
 
-fn load<B: Backend>(checkpoint: &Checkpoint, backend: B, pages: usize, kv: KvDtype) -> Result<Model<B>> {
+fn load<B: Backend>(
+    checkpoint: &Checkpoint,
+    backend: B,
+    pages: usize,
+    kv: KvDtype,
+    args: &args::Generate,
+) -> Result<Model<B>> {
     let bar =
         progress_bar(checkpoint.tensors.total_bytes(), "loading", "{bytes}/{total_bytes} {bytes_per_sec}");
     let mut progress = |progress: Progress| bar.set_position(progress.loaded);
     let model = Model::load(checkpoint, backend, pages, kv, &mut progress)?;
     bar.finish_and_clear();
-    Ok(model)
+    Ok(model.with_host_pages(args.model.kv_host_tokens.div_ceil(device::PAGE_SIZE))?)
 }
 
 /// A request under way.

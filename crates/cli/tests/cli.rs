@@ -74,7 +74,7 @@ fn a_file_of_prompts_gives_what_each_gives_alone() {
     let lines: Vec<String> =
         prompts.iter().map(|prompt| serde_json::json!({ "prompt": prompt }).to_string()).collect();
     std::fs::write(&path, lines.join("\n") + "\n{\"token_ids\": [5, 6, 7], \"max_tokens\": 3}\n").unwrap();
-    // So few pages that not all can run at once.
+    // So few pages that not all can run at once, and some go out to the host.
     let file = path.to_str().unwrap();
     let args = [
         "generate",
@@ -86,6 +86,8 @@ fn a_file_of_prompts_gives_what_each_gives_alone() {
         "--ignore-eos",
         "--kv-tokens",
         "256",
+        "--kv-host-tokens",
+        "1024",
     ];
     let batched = json_lines(&args);
     assert_eq!(batched.len(), 5);

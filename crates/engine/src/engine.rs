@@ -6,7 +6,7 @@ use crate::sequence::Sequence;
 use crate::{
     Config, ConfigError, Event, FinishReason, Request, RequestId, StepError, StepModel, SubmitError,
 };
-use kv_cache::AllocatorError;
+use kv_cache::{AllocatorError, Direction};
 use models::Step;
 use sampling::Sampled;
 
@@ -23,6 +23,8 @@ pub struct Engine<M> {
     steps: u64,
     computed_tokens: u64,
     generated_tokens: u64,
+    pages_out: u64,
+    pages_in: u64,
 }
 
 /// What an engine is doing and has done.
@@ -38,12 +40,19 @@ pub struct Statistics {
     pub pages: usize,
     /// Steps the model was asked to run.
     pub steps: u64,
-    /// Rows of those steps: tokens whose keys and values were computed, again after a preemption.
+    /// Rows of those steps: tokens whose keys and values were computed, some again after a preemption.
     pub computed_tokens: u64,
+    /// Tokens that were not computed as their keys and values were found: of an equal beginning, or of the request itself before
+    /// a preemption.
+    pub reused_tokens: u64,
     /// Tokens that were generated.
     pub generated_tokens: u64,
     /// How often a running request was sent back to the queue.
     pub preemptions: u64,
+    /// Pages copied to the host as they were evicted.
+    pub pages_out: u64,
+    /// Pages copied back.
+    pub pages_in: u64,
 }
 
 impl<M: StepModel> Engine<M> {
@@ -56,7 +65,7 @@ impl<M: StepModel> Engine<M> {
             return Err(ConfigError::NoPages);
         }
         Ok(Self {
-            scheduler: Scheduler::new(&config, limits.pages)?,
+            scheduler: Scheduler::new(&config, limits.pages, model.host_pages())?,
             model,
             limits,
             eos_tokens: config.eos_tokens,
@@ -65,6 +74,8 @@ impl<M: StepModel> Engine<M> {
             steps: 0,
             computed_tokens: 0,
             generated_tokens: 0,
+            pages_out: 0,
+            pages_in: 0,
         })
     }
 
@@ -73,7 +84,8 @@ impl<M: StepModel> Engine<M> {
         let max_tokens = request.check(self.limits)?;
         let id = RequestId(self.next_id);
         self.next_id += 1;
-        self.scheduler.enqueue(Sequence::new(id, request, max_tokens));
+        let own_prompt_len = self.model.keys_depend_on_prompt_len();
+        self.scheduler.enqueue(Sequence::new(id, request, max_tokens, own_prompt_len));
         Ok(id)
     }
 
@@ -108,10 +120,6 @@ impl<M: StepModel> Engine<M> {
     /// then, by arrival, the tokens of this step and the requests that ended with them.
     pub fn step(&mut self) -> Vec<Event> {
         let mut events = std::mem::take(&mut self.pending);
-        if let Err(error) = self.scheduler.schedule() {
-            self.fail(&error.into(), &mut events);
-            return events;
-        }
         match self.run() {
             Ok(sampled) => self.advance(sampled, &mut events),
             Err(error) => self.fail(&error, &mut events),
@@ -119,8 +127,10 @@ impl<M: StepModel> Engine<M> {
         events
     }
 
-    /// The model's part of a step: one token for each sampled sequence.
+    /// Schedules a step and runs it: one token for each sampled sequence.
     fn run(&mut self) -> Result<Vec<Sampled>, StepError> {
+        self.scheduler.schedule()?;
+        self.copy_pages()?;
         let step = Step { sequences: self.scheduler.running().iter().map(Sequence::step).collect() };
         if step.sequences.is_empty() {
             return Ok(Vec::new());
@@ -130,7 +140,23 @@ impl<M: StepModel> Engine<M> {
         let expected = step.sequences.iter().filter(|sequence| sequence.sample.is_some()).count();
         let sampled = self.model.step(&step)?;
         let got = sampled.len();
-        if got == expected { Ok(sampled) } else { Err(StepError::WrongCount { expected, got }) }
+        if got != expected {
+            return Err(StepError::WrongCount { expected, got });
+        }
+        self.scheduler.computed()?;
+        Ok(sampled)
+    }
+
+    /// Has the model copy what the step needs to be elsewhere.
+    fn copy_pages(&mut self) -> Result<(), StepError> {
+        let copies = self.scheduler.take_copies();
+        if copies.is_empty() {
+            return Ok(());
+        }
+        let count = |direction| copies.iter().filter(|copy| copy.direction == direction).count() as u64;
+        self.pages_out += count(Direction::ToHost);
+        self.pages_in += count(Direction::ToDevice);
+        Ok(self.model.copy_pages(&copies)?)
     }
 
     /// Appends the tokens of a step that went well.
@@ -141,7 +167,6 @@ impl<M: StepModel> Engine<M> {
         let mut tokens = Vec::with_capacity(sampled.len());
         let ended = self.scheduler.retire(|sequence| {
             let next = if sequence.is_sampled() { sampled.next() } else { None };
-            sequence.computed();
             let next = next?;
             let token = next.token;
             if token as usize >= vocab_size {
@@ -155,9 +180,10 @@ impl<M: StepModel> Engine<M> {
         events.extend(ended.into_iter().map(finished));
     }
 
-    /// Ends every sequence of a step that failed: what is in their pages is not known.
+    /// Ends every sequence of a step that failed. What is in the pages is not known: errors of a device can show late.
     fn fail(&mut self, error: &StepError, events: &mut Vec<Event>) {
         let ended = self.scheduler.retire(|_| Some(FinishReason::Error(error.clone())));
+        self.scheduler.forget_published();
         events.extend(ended.into_iter().map(finished));
     }
 
@@ -171,7 +197,10 @@ impl<M: StepModel> Engine<M> {
             steps: self.steps,
             computed_tokens: self.computed_tokens,
             generated_tokens: self.generated_tokens,
+            reused_tokens: self.scheduler.reused_tokens(),
             preemptions: self.scheduler.preemptions(),
+            pages_out: self.pages_out,
+            pages_in: self.pages_in,
         }
     }
 

@@ -26,6 +26,9 @@ pub struct Request {
     pub stop_tokens: Vec<u32>,
     /// Goes on after the model's end-of-text tokens. `stop_tokens` still end the text.
     pub ignore_eos: bool,
+    /// Only requests of the same salt share the pages of equal beginnings: give tenants salts of their own where the time of an
+    /// answer must not tell one what another has asked.
+    pub salt: u64,
 }
 
 /// Why a request was refused. It has left no trace in the engine.

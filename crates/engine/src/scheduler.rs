@@ -2,7 +2,7 @@
 
 use crate::sequence::Sequence;
 use crate::{Config, RequestId};
-use kv_cache::{AllocatorError, BlockAllocator};
+use kv_cache::{AllocatorError, BlockAllocator, CopyPage};
 use std::collections::VecDeque;
 
 /// The queue, the running sequences and the pages.
@@ -16,17 +16,19 @@ pub(crate) struct Scheduler {
     max_sequences: usize,
     max_batch_tokens: usize,
     preemptions: u64,
+    reused_tokens: u64,
 }
 
 impl Scheduler {
-    pub fn new(config: &Config, pages: usize) -> Result<Self, AllocatorError> {
+    pub fn new(config: &Config, pages: usize, host_pages: usize) -> Result<Self, AllocatorError> {
         Ok(Self {
-            allocator: BlockAllocator::new(pages)?,
+            allocator: BlockAllocator::new(pages)?.with_host_pages(host_pages)?,
             waiting: VecDeque::new(),
             running: Vec::new(),
             max_sequences: config.max_sequences,
             max_batch_tokens: config.max_batch_tokens,
             preemptions: 0,
+            reused_tokens: 0,
         })
     }
 
@@ -45,6 +47,16 @@ impl Scheduler {
     /// How often a running sequence was sent back to the queue.
     pub fn preemptions(&self) -> u64 {
         self.preemptions
+    }
+
+    /// Tokens whose keys and values were found when their sequence started.
+    pub fn reused_tokens(&self) -> u64 {
+        self.reused_tokens
+    }
+
+    /// What has to be copied before the step at hand.
+    pub fn take_copies(&mut self) -> Vec<CopyPage> {
+        self.allocator.take_copies()
     }
 
     pub fn enqueue(&mut self, sequence: Sequence) {
@@ -73,7 +85,8 @@ impl Scheduler {
             let Some(next) = self.waiting.pop_front() else { break };
             self.running.push(next);
             let Some(sequence) = self.running.last_mut() else { break };
-            sequence.take_pages(&mut self.allocator)?;
+            sequence.start(&mut self.allocator)?;
+            self.reused_tokens += sequence.computed_tokens() as u64;
             budget -= sequence.schedule(budget);
         }
         Ok(())
@@ -84,7 +97,12 @@ impl Scheduler {
     fn admits_next(&self) -> bool {
         let Some(next) = self.waiting.front() else { return false };
         let growing = self.running.iter().chain([next]).filter(|sequence| sequence.grows()).count();
-        self.running.len() < self.max_sequences && self.allocator.free_pages() >= next.pages() + growing
+        let free = self.allocator.free_pages();
+        let fits = || {
+            free >= next.pages() + growing
+                || free + next.pages_held(&self.allocator) >= next.pages() + growing
+        };
+        self.running.len() < self.max_sequences && fits()
     }
 
     /// Sends the newest running sequence back to the head of the queue, without its pages.
@@ -94,6 +112,16 @@ impl Scheduler {
         let given = sequence.give_pages(&mut self.allocator);
         self.waiting.push_front(sequence);
         given
+    }
+
+    /// The step at hand went well.
+    pub fn computed(&mut self) -> Result<(), AllocatorError> {
+        self.running.iter_mut().try_for_each(|sequence| sequence.computed(&mut self.allocator))
+    }
+
+    /// Forgets what can be found in the pages: it is not known what they hold.
+    pub fn forget_published(&mut self) {
+        self.allocator.forget_published();
     }
 
     /// Ends the running sequences that `ends` gives a reason for; their pages are given back. The order stays.

@@ -11,7 +11,10 @@ use models::{Sample, StepSequence};
 ///   tokens   [ prompt .............. | generated .... ]
 ///            [ computed ....... | chunk | to be computed ]
 ///   table    [ pages for all of them while running, none while waiting ]
+///            [ published, in whole pages ]
 /// ```
+///
+/// Pages that were published can be found again when it has to give them back, by itself or by another sequence.
 #[derive(Debug)]
 pub(crate) struct Sequence {
     pub id: RequestId,
@@ -26,13 +29,17 @@ pub(crate) struct Sequence {
     /// How many of the tokens after those take part in the step at hand.
     chunk: usize,
     table: BlockTable,
+    /// Of the pages that it may share.
+    salt: u128,
 }
 
 impl Sequence {
-    pub fn new(id: RequestId, mut request: Request, max_tokens: usize) -> Self {
+    /// `own_prompt_len`: whether it may only share pages with prompts of its prompt's length.
+    pub fn new(id: RequestId, mut request: Request, max_tokens: usize, own_prompt_len: bool) -> Self {
         let tokens = std::mem::take(&mut request.prompt);
         let (prompt_len, table) = (tokens.len(), BlockTable::new());
-        Self { id, request, prompt_len, max_tokens, tokens, computed: 0, chunk: 0, table }
+        let salt = u128::from(request.salt) << 64 | if own_prompt_len { prompt_len as u128 } else { 0 };
+        Self { id, request, prompt_len, max_tokens, tokens, computed: 0, chunk: 0, table, salt }
     }
 
     /// Pages for all the tokens it has.
@@ -50,15 +57,25 @@ impl Sequence {
         self.pages() - self.table.pages().len()
     }
 
-    /// Takes pages for all the tokens it has, or none.
-    pub fn take_pages(&mut self, allocator: &mut BlockAllocator) -> Result<(), AllocatorError> {
-        // A sequence shares no page, so there is none to be copied.
-        let copy = self.table.append_tokens(allocator, self.tokens.len() - self.table.tokens())?;
-        debug_assert_eq!(copy, None);
-        Ok(())
+    /// Of the pages that [`Self::start`] would take, those that others hold already.
+    pub fn pages_held(&self, allocator: &BlockAllocator) -> usize {
+        BlockTable::held_prefix(allocator, self.salt, &self.tokens)
     }
 
-    /// Gives all pages back; the tokens are to be computed again.
+    /// Takes pages for all the tokens it has: those that are found with their keys and values, and new ones.
+    pub fn start(&mut self, allocator: &mut BlockAllocator) -> Result<(), AllocatorError> {
+        self.table = BlockTable::with_prefix(allocator, self.salt, &self.tokens);
+        self.computed = self.table.tokens();
+        self.take_pages(allocator)
+    }
+
+    /// Takes pages for all the tokens it has, or none.
+    pub fn take_pages(&mut self, allocator: &mut BlockAllocator) -> Result<(), AllocatorError> {
+        // What it shares are full pages: none is copied.
+        self.table.append_tokens(allocator, self.tokens.len() - self.table.tokens())
+    }
+
+    /// Gives all pages back. Its tokens are to be computed again, but for those of pages that are found again.
     pub fn give_pages(&mut self, allocator: &mut BlockAllocator) -> Result<(), AllocatorError> {
         (self.computed, self.chunk) = (0, 0);
         self.table.release(allocator)
@@ -89,10 +106,16 @@ impl Sequence {
         }
     }
 
-    /// The step at hand is done.
-    pub fn computed(&mut self) {
+    /// The step at hand is done: pages that are full now can be found.
+    pub fn computed(&mut self, allocator: &mut BlockAllocator) -> Result<(), AllocatorError> {
         self.computed += self.chunk;
         self.chunk = 0;
+        self.table.publish(allocator, &self.tokens[..self.computed])
+    }
+
+    /// Tokens whose keys and values are in its pages.
+    pub fn computed_tokens(&self) -> usize {
+        self.computed
     }
 
     /// Appends a generated token; the reason to end, if there is one now.

@@ -3,8 +3,8 @@
 
 mod common;
 
-use common::{Oracle, alone, drain, engine, params, prompt, until_idle};
-use engine::{Config, Engine, Event, FinishReason, Request, RequestId};
+use common::{Fault, Oracle, alone, drain, engine, over, params, prompt, until_idle};
+use engine::{Config, Engine, Event, FinishReason, Request, RequestId, StepError};
 
 const VOCAB: usize = 5000;
 
@@ -231,4 +231,107 @@ fn stop_tokens_and_end_of_text() {
     // A stop token that comes as the last one is still the reason.
     let last = Request { max_tokens: Some(first(near) + 1), ..request };
     assert_eq!(run(last, vec![near]), stopped(near));
+}
+
+/// A host pool with room for everything: what was computed before a preemption is not computed again, but for a last page
+/// that was not full.
+#[test]
+fn a_preempted_text_comes_back_from_the_host() {
+    let requests: Vec<Request> =
+        (0..100).map(|i| request(1 + i * 7 % 50, 300 + i * 13 % 200, i as u64)).collect();
+    let run = |host_pages: usize| {
+        let config = config(8, 40);
+        let (mut engine, _) =
+            over(Oracle::new(12, 1000, VOCAB, &config).with_host_pages(host_pages), &config);
+        let ids: Vec<RequestId> =
+            requests.iter().map(|request| engine.submit(request.clone()).unwrap()).collect();
+        for (request, got) in requests.iter().zip(drain(&mut engine, &ids)) {
+            assert_eq!(got, text(request));
+        }
+        engine.statistics()
+    };
+    let fed: u64 = requests.iter().map(|r| (r.prompt.len() + r.max_tokens.unwrap() - 1) as u64).sum();
+    let (without, with) = (run(0), run(1000));
+    println!("{without:?}\n{with:?}");
+    assert!(with.preemptions > 50 && with.pages_in > 100, "{with:?}");
+    assert!(with.computed_tokens <= fed + 63 * with.preemptions, "{with:?}");
+    assert_eq!((without.pages_out, without.pages_in), (0, 0));
+    assert!(without.computed_tokens > with.computed_tokens + 64 * 100, "{without:?}");
+}
+
+/// An equal beginning is computed once, by requests of one salt.
+#[test]
+fn equal_beginnings_share_their_pages() {
+    let beginning = prompt(200, VOCAB, 77);
+    let request = |seed: u64, salt: u64| {
+        let prompt = [&beginning[..], &prompt(20, VOCAB, seed)].concat();
+        Request { salt, prompt, ..request(1, 10, seed) }
+    };
+    let (mut engine, _) = engine(10, 1000, VOCAB, &config(4, 256));
+    let mut computed = 0;
+    // Three whole pages of the beginning are found, while another has them and after all have given them back.
+    for (index, (salt, reused)) in [(0, 0), (0, 192), (1, 0), (0, 192), (1, 192)].into_iter().enumerate() {
+        let request = request(index as u64, salt);
+        let id = engine.submit(request.clone()).unwrap();
+        assert_eq!(tokens_of(engine.step()), 1);
+        assert_eq!(engine.statistics().computed_tokens - computed, 220 - reused);
+        let mut texts = drain(&mut engine, &[id]);
+        texts[0].0.insert(0, text(&request).0[0]);
+        assert_eq!(texts, [text(&request)]);
+        computed = engine.statistics().computed_tokens;
+    }
+    assert_eq!(engine.statistics().reused_tokens, 3 * 192);
+
+    // Held together: 5 pages for the first, one more for each of the others in place of four.
+    let (mut engine, _) = common::engine(7, 1000, VOCAB, &config(4, 256));
+    let requests: Vec<Request> = (0..3).map(|seed| request(seed, 0)).collect();
+    let ids: Vec<_> = requests.iter().map(|request| engine.submit(request.clone()).unwrap()).collect();
+    engine.step();
+    let mut texts = vec![];
+    assert_eq!((engine.statistics().running, engine.statistics().waiting), (1, 2));
+    texts.push(tokens_of(engine.step()));
+    assert_eq!((engine.statistics().running, engine.statistics().free_pages), (3, 1));
+    for (text, request) in drain(&mut engine, &ids).iter().zip(&requests) {
+        assert!(self::text(request).0.ends_with(&text.0));
+        assert_eq!(text.1, Some(FinishReason::Length));
+    }
+    assert_eq!((engine.statistics().preemptions, engine.statistics().free_pages), (0, 7));
+}
+
+/// Where keys depend on the prompt's length, only prompts of one length share pages.
+#[test]
+fn prompts_of_other_lengths_share_nothing_where_that_matters() {
+    for (own_prompt_len, reused) in [(false, 3), (true, 1)] {
+        let config = config(1, 512);
+        let (mut engine, _) =
+            over(Oracle::new(10, 1000, VOCAB, &config).with_own_prompt_len(own_prompt_len), &config);
+        let whole = prompt(150, VOCAB, 5);
+        for len in [150, 150, 149, 140] {
+            let request = Request { prompt: whole[..len].to_vec(), ..request(1, 5, 5) };
+            let id = engine.submit(request.clone()).unwrap();
+            assert_eq!(drain(&mut engine, &[id]), [text(&request)]);
+        }
+        assert_eq!(engine.statistics().reused_tokens, reused * 128);
+    }
+}
+
+/// A failed copy ends who runs; the next request finds nothing of what was in the pages.
+#[test]
+fn a_failed_copy_forgets_what_was_published() {
+    let config = config(2, 256);
+    let (mut engine, fault) = over(Oracle::new(4, 1000, VOCAB, &config).with_host_pages(8), &config);
+    let requests = [request(200, 20, 1), request(180, 20, 2), request(200, 20, 1)];
+    let id = engine.submit(requests[0].clone()).unwrap();
+    assert_eq!(drain(&mut engine, &[id]), [text(&requests[0])]);
+    fault.set(Fault::CopyFails);
+    let id = engine.submit(requests[1].clone()).unwrap();
+    let failed = StepError::Model(device::Error::BuiltWithoutCuda);
+    assert_eq!(drain(&mut engine, &[id]), [(vec![], Some(FinishReason::Error(failed)))]);
+    assert_eq!(fault.get(), Fault::None);
+    for request in [&requests[1], &requests[2]] {
+        let id = engine.submit(request.clone()).unwrap();
+        assert_eq!(drain(&mut engine, &[id]), [text(request)]);
+    }
+    let statistics = engine.statistics();
+    assert_eq!((statistics.reused_tokens, statistics.pages_in, statistics.free_pages), (0, 0, 4));
 }

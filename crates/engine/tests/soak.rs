@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Fault, Oracle, alone, drain, engine, params, prompt};
+use common::{Fault, Oracle, alone, drain, engine, over, params, prompt};
 use device::PAGE_SIZE;
 use engine::{Config, Engine, Event, FinishReason, Request, RequestId, StepError, SubmitError};
 use op_test::Rng;
@@ -34,6 +34,9 @@ struct Tally {
     failed_requests: usize,
     complete: usize,
     preemptions: u64,
+    reused_tokens: u64,
+    pages_out: u64,
+    pages_in: u64,
 }
 
 struct Soak {
@@ -44,6 +47,8 @@ struct Soak {
     max_context: usize,
     pages: usize,
     rng: Rng,
+    /// What prompts begin with, some of them.
+    beginnings: [Vec<u32>; 2],
     live: BTreeMap<RequestId, Live>,
     ended: HashSet<RequestId>,
     /// The newest request that has got a token.
@@ -61,7 +66,10 @@ impl Soak {
         let config = Config { max_sequences, max_batch_tokens, eos_tokens };
         let pages = rng.below(1..2 + 3 * max_sequences);
         let max_context = [rng.below(2..200), rng.below(400..2000)][rng.below(0..4).min(1)];
-        let (engine, fault) = engine(pages, max_context, vocab_size, &config);
+        let host_pages = rng.below(0..3) * rng.below(1..10 + 3 * max_sequences);
+        let oracle = Oracle::new(pages, max_context, vocab_size, &config).with_host_pages(host_pages);
+        let (engine, fault) = over(oracle.with_own_prompt_len(rng.below(0..4) == 0), &config);
+        let beginnings = [PAGE_SIZE, 3 * PAGE_SIZE].map(|len| prompt(len, vocab_size, rng.bits()));
         let (live, ended) = (BTreeMap::new(), HashSet::new());
         let tally = Tally::default();
         Self {
@@ -72,6 +80,7 @@ impl Soak {
             max_context,
             pages,
             rng,
+            beginnings,
             live,
             ended,
             newest_started: None,
@@ -89,7 +98,8 @@ impl Soak {
             }
             match self.rng.below(0..1000) {
                 0..3 => {
-                    self.fault.set([Fault::Fails, Fault::OneTokenLess, Fault::BadToken][self.rng.below(0..3)])
+                    let faults = [Fault::Fails, Fault::OneTokenLess, Fault::BadToken, Fault::CopyFails];
+                    self.fault.set(faults[self.rng.below(0..4)])
                 }
                 3..13 => self.end(Engine::cancel, FinishReason::Cancelled),
                 13..18 => self.end(Engine::finish, FinishReason::Finished),
@@ -112,6 +122,9 @@ impl Soak {
         let (first, rest) = self.live.iter().next().map_or((None, 0), |(id, _)| (Some(id), self.live.len()));
         assert_eq!(rest, 0, "requests without an end, first {first:?}");
         self.tally.preemptions = statistics.preemptions;
+        self.tally.reused_tokens = statistics.reused_tokens;
+        self.tally.pages_out = statistics.pages_out;
+        self.tally.pages_in = statistics.pages_in;
         self.tally
     }
 
@@ -119,7 +132,7 @@ impl Soak {
         let most = self.max_context + 2;
         let len = match self.rng.below(0..16) {
             0 => self.rng.below(0..most),
-            1 => (self.rng.below(1..4) * PAGE_SIZE + self.rng.below(0..3)).saturating_sub(1).min(most),
+            1..4 => (self.rng.below(1..4) * PAGE_SIZE + self.rng.below(0..3)).saturating_sub(1).min(most),
             _ => self.rng.below(1..41).min(most),
         };
         let max_tokens = match self.rng.below(0..8) {
@@ -129,12 +142,17 @@ impl Soak {
             3..5 => Some(self.rng.below(1..100)),
             _ => Some(self.rng.below(1..500)),
         };
-        let prompt = prompt(len, self.vocab_size, self.rng.bits());
+        let mut prompt = prompt(len, self.vocab_size, self.rng.bits());
+        if self.rng.below(0..2) == 0 {
+            let beginning = &self.beginnings[self.rng.below(0..2)];
+            let shared = beginning.len().min(len);
+            prompt[..shared].copy_from_slice(&beginning[..shared]);
+        }
         let seed = if self.rng.below(0..2) == 0 { 0 } else { self.rng.bits() };
         let stop_tokens =
             (0..self.rng.below(0..2)).map(|_| self.rng.below(0..self.vocab_size) as u32).collect();
-        let ignore_eos = self.rng.below(0..3) == 0;
-        let request = Request { prompt, max_tokens, params: params(seed), stop_tokens, ignore_eos };
+        let (ignore_eos, salt) = (self.rng.below(0..3) == 0, self.rng.below(0..2) as u64);
+        let request = Request { prompt, max_tokens, params: params(seed), stop_tokens, ignore_eos, salt };
         let longest = self.max_context.min(self.pages * PAGE_SIZE + 1);
         let tokens = max_tokens.unwrap_or(longest.saturating_sub(len));
         let fits = len > 0 && tokens > 0 && len + tokens <= longest;
@@ -175,7 +193,9 @@ impl Soak {
         let fault = self.fault.get();
         let events = self.engine.step();
         let after = self.engine.statistics();
-        let at_work = before.waiting + before.running > 0;
+        // A fault that was armed and is no more has struck in this step.
+        let struck = fault != Fault::None && self.fault.get() == Fault::None;
+        let at_work = before.waiting + before.running > 0 && !(struck && fault == Fault::CopyFails);
         assert_eq!(
             after.steps - before.steps,
             u64::from(at_work),
@@ -183,8 +203,6 @@ impl Soak {
         );
         assert!(after.running <= self.config.max_sequences);
         assert!(after.free_pages <= self.pages);
-        // A fault that was armed and is no more has struck in this step.
-        let struck = fault != Fault::None && self.fault.get() == Fault::None;
         self.tally.failed_steps += usize::from(struck);
         for event in events {
             match event {
@@ -217,7 +235,9 @@ impl Soak {
             }
             (None, FinishReason::Error(error)) => {
                 let fits = match error {
-                    StepError::Model(device::Error::BuiltWithoutCuda) => fault == Some(Fault::Fails),
+                    StepError::Model(device::Error::BuiltWithoutCuda) => {
+                        matches!(fault, Some(Fault::Fails | Fault::CopyFails))
+                    }
                     StepError::WrongCount { expected, got } => {
                         fault == Some(Fault::OneTokenLess) && got + 1 == *expected
                     }
@@ -253,6 +273,9 @@ fn a_hundred_thousand_events() {
             failed_requests,
             complete,
             preemptions,
+            reused_tokens,
+            pages_out,
+            pages_in,
         } = Soak::new(seed).run(2000);
         total.events += events;
         total.submitted += submitted;
@@ -263,6 +286,9 @@ fn a_hundred_thousand_events() {
         total.failed_requests += failed_requests;
         total.complete += complete;
         total.preemptions += preemptions;
+        total.reused_tokens += reused_tokens;
+        total.pages_out += pages_out;
+        total.pages_in += pages_in;
     }
     println!("{total:?}");
     assert_eq!(total.events, 100_000);
@@ -272,7 +298,8 @@ fn a_hundred_thousand_events() {
     let seldom =
         [total.refused, total.cancelled, total.finished_by_caller, total.failed_steps, total.complete];
     assert!(seldom.iter().all(|&count| count > 100), "{total:?}");
-    assert!(total.preemptions > 200, "{total:?}");
+    let moved = [total.preemptions, total.reused_tokens / 64, total.pages_out, total.pages_in];
+    assert!(moved.into_iter().all(|count| count > 200), "{total:?}");
 }
 
 proptest! {

@@ -16,8 +16,8 @@ fn main() -> Result<(), AllocatorError> {
     println!("second  starts with {} tokens in pages {:?}", second.tokens(), second.pages());
 
     let mut fork = first.fork(&mut allocator)?;
-    let copy = fork.append_tokens(&mut allocator, 1)?;
-    println!("fork    pages {:?}, after {copy:?}", fork.pages());
+    fork.append_tokens(&mut allocator, 1)?;
+    println!("fork    pages {:?}, after {:?}", fork.pages(), allocator.take_copies());
 
     for table in [&mut first, &mut second, &mut fork] {
         table.release(&mut allocator)?;

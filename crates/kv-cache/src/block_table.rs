@@ -4,17 +4,6 @@ use crate::prefix::PrefixHash;
 use crate::{AllocatorError, BlockAllocator};
 use device::PAGE_SIZE;
 
-/// A page's content that must be copied, in every layer, before the next tokens are written.
-///
-/// Copies are to be made in the order they were returned, and before any write of the step that follows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct CopyPage {
-    /// The page others go on reading.
-    pub from: u32,
-    /// The sequence's own page.
-    pub to: u32,
-}
-
 /// The pages of one sequence, in order: token `t` lies in `pages()[t / 64]` at place `t % 64`.
 ///
 /// A table does not give its pages back by itself: end it with [`Self::release`].
@@ -27,10 +16,11 @@ pub struct CopyPage {
 /// table.append_tokens(&mut allocator, 65)?;
 /// assert_eq!(table.pages().len(), 2);
 ///
-/// // A fork shares both pages; who writes first into the half-full one is told to copy it.
+/// // A fork shares both pages; who writes first into the half-full one gets a copy of it.
 /// let mut fork = table.fork(&mut allocator)?;
-/// let copy = fork.append_tokens(&mut allocator, 1)?;
-/// assert_eq!(copy.map(|copy| copy.from), Some(table.pages()[1]));
+/// fork.append_tokens(&mut allocator, 1)?;
+/// let copies = allocator.take_copies();
+/// assert_eq!((copies[0].from, copies[0].to), (table.pages()[1], fork.pages()[1]));
 /// assert_eq!(allocator.free_pages(), 5);
 ///
 /// fork.release(&mut allocator)?;
@@ -44,7 +34,7 @@ pub struct BlockTable {
     tokens: usize,
     /// Those of `pages`, from the first, that are full and known to be published.
     published: Vec<PrefixHash>,
-    salt: u64,
+    salt: u128,
 }
 
 impl BlockTable {
@@ -55,21 +45,19 @@ impl BlockTable {
 
     /// A sequence that starts with the longest published prefix of `tokens` in whole pages, and without its last
     /// token: a step needs at least one to compute. Take [`Self::tokens`] as the number of tokens already in the
-    /// cache.
+    /// cache. Pages that only the host has are brought back ([`BlockAllocator::take_copies`]), as far as there are free ones.
     ///
     /// Only sequences of the same `salt` share pages. Give tenants salts of their own where the time of an answer must
     /// not tell one what another has asked.
-    pub fn with_prefix(allocator: &mut BlockAllocator, salt: u64, tokens: &[u32]) -> Self {
-        let mut table = Self { salt, ..Self::default() };
-        let reusable = &tokens[..tokens.len().saturating_sub(1)];
-        for page_tokens in reusable.as_chunks().0 {
-            let prefix = table.prefix(allocator, page_tokens);
-            let Some(page) = allocator.share_published(prefix) else { break };
-            table.pages.push(page);
-            table.published.push(prefix);
-            table.tokens += PAGE_SIZE;
-        }
-        table
+    pub fn with_prefix(allocator: &mut BlockAllocator, salt: u128, tokens: &[u32]) -> Self {
+        let (published, pages): (Vec<_>, Vec<_>) = allocator.share_prefixes(salt, tokens).into_iter().unzip();
+        Self { tokens: pages.len() * PAGE_SIZE, pages, published, salt }
+    }
+
+    /// How many of the pages that [`Self::with_prefix`] would start with are held by others: as many fewer are taken from the
+    /// free ones.
+    pub fn held_prefix(allocator: &BlockAllocator, salt: u128, tokens: &[u32]) -> usize {
+        allocator.held_prefixes(salt, tokens)
     }
 
     /// The pages, `tokens().div_ceil(64)` of them.
@@ -90,24 +78,24 @@ impl BlockTable {
     }
 
     /// Makes room for `count` more tokens, or changes nothing. Where the last page is half full and others read it,
-    /// the sequence gets a page of its own, and the content to be copied into it is returned.
+    /// the sequence gets a page of its own, into which the content is to be copied ([`BlockAllocator::take_copies`]).
     pub fn append_tokens(
         &mut self,
         allocator: &mut BlockAllocator,
         count: usize,
-    ) -> Result<Option<CopyPage>, AllocatorError> {
+    ) -> Result<(), AllocatorError> {
         let too_many = AllocatorError::TooManyTokens { tokens: self.tokens, more: count };
         let tokens = self.tokens.checked_add(count).ok_or(too_many)?;
         let from = self.page_to_copy(allocator).filter(|_| count > 0);
         let held = self.pages.len();
         allocator.allocate_many(self.pages_to_append(allocator, count), &mut self.pages)?;
         self.tokens = tokens;
-        let Some(from) = from else { return Ok(None) };
+        let Some(from) = from else { return Ok(()) };
         let to = self.pages.swap_remove(held - 1);
         // `swap_remove` put the newest page in the place of the shared one.
         debug_assert_eq!(to, from);
-        allocator.release(from)?;
-        Ok(Some(CopyPage { from, to: self.pages[held - 1] }))
+        allocator.copy_on_write(from, self.pages[held - 1]);
+        allocator.release(from)
     }
 
     /// A second sequence over the same tokens, sharing every page.
@@ -147,18 +135,17 @@ impl BlockTable {
         self.truncate(allocator, 0)
     }
 
-    /// Publishes every full page, so that later sequences can start with it. `tokens` are the sequence's tokens from
-    /// its start, at least as many as are in the cache; call it when their keys and values are written.
+    /// Publishes every page that `tokens` fill, so that later sequences can start with it. `tokens` are the sequence's tokens
+    /// from its start, as far as their keys and values are written.
     ///
     /// Where equal content is published already, the sequence takes that page and gives its own back. Fails on a page
     /// that was published with other tokens.
     pub fn publish(&mut self, allocator: &mut BlockAllocator, tokens: &[u32]) -> Result<(), AllocatorError> {
-        if tokens.len() < self.tokens {
-            let expected = format!("at least {}", self.tokens);
+        if tokens.len() > self.tokens {
+            let expected = format!("at most {}", self.tokens);
             return Err(AllocatorError::WrongTokens { expected, got: tokens.len() });
         }
-        let full = self.tokens / PAGE_SIZE;
-        for (page, tokens) in tokens.as_chunks().0.iter().enumerate().take(full).skip(self.published.len()) {
+        for (page, tokens) in tokens.as_chunks().0.iter().enumerate().skip(self.published.len()) {
             let prefix = self.prefix(allocator, tokens);
             let own = self.pages[page];
             match allocator.share_published(prefix) {

@@ -1,10 +1,12 @@
-//! The append step on the device: the crate's only unsafe code.
+//! The append step and the copies of pages on the device: the crate's only unsafe code.
 
-use crate::RopeAppend;
 use crate::append::{CHECK, Lengths};
+use crate::{CopyPages, Direction, RopeAppend};
 use bytemuck::{Pod, Zeroable};
-use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut};
-use device::gpu::{Args, Cubin, Kernel, Launch, check_aligned, check_aligned_mut, check_len};
+use cudarc::driver::{CudaStream, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr};
+use device::gpu::{
+    Args, Cubin, DriverResult, Kernel, Launch, Pinned, check_aligned, check_aligned_mut, check_len,
+};
 use device::{BatchView, Element, KvPages, Result};
 use half::bf16;
 use std::sync::Arc;
@@ -119,5 +121,40 @@ impl RopeAppend {
         // reads and writes row t of `qkv` and `queries`. Whatever stands in the batch, the kernel stays inside the tables
         // (a sequence below `sequences`, a page number below `max_pages`) and the pool (a page below `pages`).
         unsafe { kernel.launch(stream, Launch::grid(grid).block(THREADS).overlapping(), args) }
+    }
+}
+
+impl CopyPages {
+    /// Copies pages of one layer on `stream`, without waiting: `pool` and `host` are `[pages]` of
+    /// [`device::KvLayout::page_elements`] elements each. It cannot be captured into a graph that is to serve other copies.
+    ///
+    /// On the stream of the steps the copies are ordered as they must be: behind the step that wrote what goes out, before the one
+    /// that reads what comes in or overwrites what went out.
+    pub fn launch<T: Element + DeviceRepr>(
+        &self,
+        stream: &Arc<CudaStream>,
+        pool: &mut CudaViewMut<'_, T>,
+        host: &mut Pinned<T>,
+    ) -> Result<()> {
+        self.check(pool.len(), host.len())?;
+        let page = self.layout.page_elements();
+        for run in &self.runs {
+            let (from, to, len) = (run.from * page, run.to * page, run.pages * page);
+            match run.direction {
+                Direction::OnDevice if from == to => {}
+                Direction::OnDevice => {
+                    // Two different pages: one ends before the other starts.
+                    let (mut low, mut high) = pool.split_at_mut(from.max(to));
+                    let copied = match from < to {
+                        true => stream.memcpy_dtod(&low.slice(from..from + len), &mut high.slice_mut(..len)),
+                        false => stream.memcpy_dtod(&high.slice(..len), &mut low.slice_mut(to..to + len)),
+                    };
+                    copied.named("cuMemcpyDtoDAsync")?;
+                }
+                Direction::ToHost => host.download_to(stream, to, &pool.slice(from..from + len))?,
+                Direction::ToDevice => host.upload_from(stream, from, &mut pool.slice_mut(to..to + len))?,
+            }
+        }
+        Ok(())
     }
 }

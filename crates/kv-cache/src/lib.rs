@@ -49,6 +49,8 @@
 mod allocator;
 mod append;
 mod block_table;
+mod copy;
+mod host;
 #[cfg(feature = "cuda")]
 mod launch;
 mod prefix;
@@ -56,4 +58,5 @@ mod reference;
 
 pub use allocator::{AllocatorError, BlockAllocator};
 pub use append::RopeAppend;
-pub use block_table::{BlockTable, CopyPage};
+pub use block_table::BlockTable;
+pub use copy::{CopyPage, CopyPages, Direction};

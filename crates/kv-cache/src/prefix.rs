@@ -23,12 +23,21 @@ pub(crate) struct PrefixHasher([RandomState; 2]);
 
 impl PrefixHasher {
     /// The hash of no tokens.
-    pub fn root(&self, salt: u64) -> PrefixHash {
+    pub fn root(&self, salt: u128) -> PrefixHash {
         PrefixHash(self.0.each_ref().map(|key| key.hash_one(salt)))
     }
 
     /// The hash of what `parent` stands for and one more page.
     pub fn page(&self, parent: PrefixHash, tokens: &[u32; PAGE_SIZE]) -> PrefixHash {
         PrefixHash(self.0.each_ref().map(|key| key.hash_one((parent, tokens))))
+    }
+
+    /// The hashes of the whole pages of `tokens`, but for the last token: a step needs at least one to compute.
+    pub fn reusable(&self, salt: u128, tokens: &[u32]) -> impl Iterator<Item = PrefixHash> {
+        let whole = tokens[..tokens.len().saturating_sub(1)].as_chunks().0;
+        whole.iter().scan(self.root(salt), |parent, page| {
+            *parent = self.page(*parent, page);
+            Some(*parent)
+        })
     }
 }

@@ -1,7 +1,7 @@
-//! The append step on the CPU, in f32.
+//! The append step on the CPU, in f32, and the copies of pages.
 
-use crate::RopeAppend;
 use crate::append::{CHECK, Lengths};
+use crate::{CopyPages, Direction, RopeAppend};
 use device::{BatchView, Element, KvPages, Result, rotate_head};
 
 impl RopeAppend {
@@ -66,5 +66,22 @@ impl RopeAppend {
                     T::from_f32(value / pages.value_scales[kv_head]);
             }
         }
+    }
+}
+
+impl CopyPages {
+    /// Copies pages of one layer: `pool` and `host` are `[pages]` of [`device::KvLayout::page_elements`] elements each.
+    pub fn reference<T: Element>(&self, pool: &mut [T], host: &mut [T]) -> Result<()> {
+        self.check(pool.len(), host.len())?;
+        let page = self.layout.page_elements();
+        for run in &self.runs {
+            let (from, to) = (run.from * page..(run.from + run.pages) * page, run.to * page);
+            match run.direction {
+                Direction::OnDevice => pool.copy_within(from, to),
+                Direction::ToHost => host[to..][..from.len()].copy_from_slice(&pool[from]),
+                Direction::ToDevice => pool[to..][..from.len()].copy_from_slice(&host[from]),
+            }
+        }
+        Ok(())
     }
 }

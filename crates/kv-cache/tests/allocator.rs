@@ -2,10 +2,10 @@
 //! plain examples.
 
 // Helpers beside the tests.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use device::PAGE_SIZE;
-use kv_cache::{AllocatorError, BlockAllocator, BlockTable, CopyPage};
+use kv_cache::{AllocatorError, BlockAllocator, BlockTable, CopyPage, Direction};
 use op_test::Rng;
 use std::collections::HashMap;
 
@@ -30,41 +30,66 @@ struct Seen {
     found: usize,
     evicted: usize,
     replaced: usize,
+    /// Prefixes copied to the host, dropped there, copied back, and cut where no page was free for them.
+    kept: usize,
+    dropped: usize,
+    restored: usize,
+    cut: usize,
+    forgotten: usize,
+}
+
+impl Seen {
+    fn counts(&self) -> [usize; 10] {
+        let Seen { copied, refused, found, evicted, replaced, kept, dropped, restored, cut, forgotten } =
+            *self;
+        [copied, refused, found, evicted, replaced, kept, dropped, restored, cut, forgotten]
+    }
 }
 
 /// A sequence as the model knows it.
 struct Sequence {
     table: BlockTable,
     tokens: Vec<u32>,
-    salt: u64,
+    salt: u128,
 }
 
 /// What is published: the salt and all tokens up to the page's end.
-type Prefix = (u64, Vec<u32>);
+type Prefix = (u128, Vec<u32>);
 
 /// The naive model: every rule as one plain loop over lists.
 struct Model {
     allocator: BlockAllocator,
     /// The simulated keys: what was written into each slot.
     memory: Vec<[u64; PAGE_SIZE]>,
+    /// The same in the host's pool.
+    host: Vec<[u64; PAGE_SIZE]>,
+    /// Copies that were told and not yet made.
+    copies: Vec<CopyPage>,
     sequences: Vec<Sequence>,
     /// Pages held outside any table, once for every reference.
     loose: Vec<u32>,
     published: HashMap<u32, Prefix>,
     /// Published pages that nobody holds, the one released first in front.
     idle: Vec<u32>,
+    /// What the host keeps, the one evicted first in front.
+    kept: Vec<Prefix>,
     seen: Seen,
 }
 
 impl Model {
-    fn new(pages: usize) -> Self {
+    fn new(pages: usize, host_pages: usize) -> Self {
+        let allocator = BlockAllocator::new(pages).unwrap().with_host_pages(host_pages).unwrap();
+        assert_eq!((allocator.pages(), allocator.host_pages()), (pages, host_pages));
         Self {
-            allocator: BlockAllocator::new(pages).unwrap(),
+            allocator,
             memory: vec![[0; PAGE_SIZE]; pages],
+            host: vec![[0; PAGE_SIZE]; host_pages],
+            copies: vec![],
             sequences: vec![],
             loose: vec![],
             published: HashMap::new(),
             idle: vec![],
+            kept: vec![],
             seen: Seen::default(),
         }
     }
@@ -75,14 +100,48 @@ impl Model {
         in_tables + self.loose.iter().filter(|&&p| p == page).count()
     }
 
-    /// What `count` allocations do to the cache: the oldest idle pages go once no free page is left.
-    fn expect_allocation(&mut self, count: usize) {
+    /// What `count` allocations do to the cache: the oldest idle pages go once no free page is left. The host keeps them, and
+    /// drops the oldest of what it keeps for it, but for what is being restored.
+    fn expect_allocation(&mut self, count: usize, restoring: &[Prefix]) {
         let held = (0..self.memory.len() as u32).filter(|&page| self.holders(page) > 0).count();
         let free = self.memory.len() - held - self.idle.len();
         for page in self.idle.drain(..count.saturating_sub(free)) {
-            self.published.remove(&page);
+            let prefix = self.published.remove(&page).unwrap();
             self.seen.evicted += 1;
+            if let Some(at) = self.kept.iter().position(|kept| *kept == prefix) {
+                self.kept.remove(at);
+            } else if self.kept.len() == self.host.len() {
+                let Some(at) = self.kept.iter().position(|kept| !restoring.contains(kept)) else { continue };
+                self.kept.remove(at);
+                self.seen.dropped += 1;
+            }
+            self.kept.push(prefix);
         }
+    }
+
+    /// Makes the copies told so far; the pages copied on write.
+    fn copy(&mut self) -> Vec<(u32, u32)> {
+        let mut on_device = vec![];
+        self.copies.extend(self.allocator.take_copies());
+        assert_eq!(self.allocator.take_copies(), []);
+        for CopyPage { from, to, direction } in self.copies.drain(..) {
+            let (from_page, to_page) = (from as usize, to as usize);
+            match direction {
+                Direction::OnDevice => {
+                    self.memory[to_page] = self.memory[from_page];
+                    on_device.push((from, to));
+                }
+                Direction::ToHost => {
+                    self.host[to_page] = self.memory[from_page];
+                    self.seen.kept += 1;
+                }
+                Direction::ToDevice => {
+                    self.memory[to_page] = self.host[from_page];
+                    self.seen.restored += 1;
+                }
+            }
+        }
+        on_device
     }
 
     /// What happened to `before`, a list of pages given back in this order.
@@ -98,8 +157,9 @@ impl Model {
         self.published.iter().find(|(_, content)| *content == prefix).map(|(&page, _)| page)
     }
 
-    /// Conservation, reference counts, and that a table reads back what its tokens say.
-    fn check(&self, rng: &mut Rng) {
+    /// Conservation, reference counts, and that a table reads back what its tokens say. Copies may be made at any time
+    /// before somebody reads or writes.
+    fn check(&mut self, rng: &mut Rng) {
         let pages = self.memory.len();
         let mut held = 0;
         for page in 0..pages as u32 {
@@ -109,9 +169,11 @@ impl Model {
         }
         assert_eq!(self.allocator.free_pages(), pages - held);
         assert_eq!(self.allocator.cached_pages(), self.idle.len());
-        if self.sequences.is_empty() {
+        assert_eq!(self.allocator.host_cached_pages(), self.kept.len());
+        if self.sequences.is_empty() || rng.below(0..2) == 0 {
             return;
         }
+        self.copy();
         let sequence = &self.sequences[rng.below(0..self.sequences.len())];
         assert_eq!(sequence.table.tokens(), sequence.tokens.len());
         assert_eq!(sequence.table.pages().len(), sequence.tokens.len().div_ceil(PAGE_SIZE));
@@ -133,20 +195,52 @@ impl Model {
     }
 
     fn start(&mut self, rng: &mut Rng) {
-        let (mut tokens, salt, len) = (vec![], rng.below(0..2) as u64, rng.below(0..5 * PAGE_SIZE));
+        let (mut tokens, salt, len) = (vec![], rng.below(0..2) as u128, rng.below(0..5 * PAGE_SIZE));
         Self::more_tokens(rng, &mut tokens, len);
-        let mut want = vec![];
-        while (want.len() + 1) * PAGE_SIZE < tokens.len() {
-            let end = (want.len() + 1) * PAGE_SIZE;
-            let Some(page) = self.page_of(&(salt, tokens[..end].to_vec())) else { break };
-            want.push(page);
+        let mut found: Vec<(Prefix, Option<u32>)> = vec![];
+        while (found.len() + 1) * PAGE_SIZE < tokens.len() {
+            let prefix = (salt, tokens[..(found.len() + 1) * PAGE_SIZE].to_vec());
+            let page = self.page_of(&prefix);
+            if page.is_none() && !self.kept.contains(&prefix) {
+                break;
+            }
+            found.push((prefix, page));
         }
+        let on_device: Vec<u32> = found.iter().filter_map(|found| found.1).collect();
+        let held = on_device.iter().filter(|&&page| self.holders(page) > 0).count();
+        assert_eq!(BlockTable::held_prefix(&self.allocator, salt, &tokens), held);
+
         let table = BlockTable::with_prefix(&mut self.allocator, salt, &tokens);
-        assert_eq!(table.pages(), want);
-        self.idle.retain(|page| !want.contains(page));
+        // All that is on the device is taken first, then what the host keeps is brought back from the front.
+        let before = self.loose.len();
+        self.loose.extend(&on_device);
+        self.idle.retain(|page| !on_device.contains(page));
+        let restoring: Vec<Prefix> =
+            found.iter().filter(|found| found.1.is_none()).map(|found| found.0.clone()).collect();
+        let mut taken = 0;
+        for (index, (prefix, page)) in found.iter().enumerate() {
+            if page.is_none() {
+                let held = (0..self.memory.len() as u32).filter(|&page| self.holders(page) > 0).count();
+                if held == self.memory.len() {
+                    self.seen.cut += 1;
+                    break;
+                }
+                self.expect_allocation(1, &restoring);
+                let to = table.pages()[index];
+                assert_eq!(self.holders(to), 0, "page {to} is somebody's");
+                self.loose.push(to);
+                assert_eq!(self.published.insert(to, prefix.clone()), None);
+            }
+            assert!(page.is_none_or(|page| table.pages()[index] == page));
+            taken = index + 1;
+        }
+        assert_eq!(table.pages().len(), taken);
+        assert_eq!(table.tokens(), taken * PAGE_SIZE);
+        self.loose.truncate(before);
         tokens.truncate(table.tokens());
-        self.seen.found += usize::from(!want.is_empty());
+        self.seen.found += usize::from(taken > 0);
         self.sequences.push(Sequence { table, tokens, salt });
+        self.expect_release(found[taken..].iter().rev().filter_map(|found| found.1).collect::<Vec<_>>());
     }
 
     fn append(&mut self, rng: &mut Rng, index: usize) {
@@ -160,6 +254,8 @@ impl Model {
         assert_eq!(sequence.table.pages_to_append(&self.allocator, count), needed);
         let free = self.allocator.free_pages();
         let before = sequence.table.pages().to_vec();
+        self.copy();
+        let sequence = &mut self.sequences[index];
         match sequence.table.append_tokens(&mut self.allocator, count) {
             Err(error) => {
                 let pages = self.memory.len();
@@ -169,22 +265,23 @@ impl Model {
                 self.seen.refused += 1;
                 return;
             }
-            Ok(copy) => {
+            Ok(()) => {
                 let to = sequence.table.pages().get(before.len().saturating_sub(1)).copied();
-                assert_eq!(copy, copied.then(|| CopyPage { from: last.unwrap(), to: to.unwrap() }));
+                let want: Vec<(u32, u32)> =
+                    copied.then(|| (last.unwrap(), to.unwrap())).into_iter().collect();
+                assert_eq!(self.copy(), want);
             }
         }
+        let sequence = &mut self.sequences[index];
         // Everything at once, so that the model counts what is free as it was before.
         let after = std::mem::replace(&mut sequence.table, BlockTable::new());
         self.loose.extend(&before);
-        self.expect_allocation(needed);
+        self.expect_allocation(needed, &[]);
         self.loose.truncate(self.loose.len() - before.len());
         let sequence = &mut self.sequences[index];
         sequence.table = after;
         if copied {
-            let (from, to) = (last.unwrap(), sequence.table.pages()[before.len() - 1]);
-            self.memory[to as usize] = self.memory[from as usize];
-            self.expect_release([from]);
+            self.expect_release(last);
             self.seen.copied += 1;
         }
         let sequence = &mut self.sequences[index];
@@ -223,20 +320,22 @@ impl Model {
         self.expect_release(pages.into_iter().rev());
     }
 
-    fn publish(&mut self, index: usize) {
+    fn publish(&mut self, rng: &mut Rng, index: usize) {
         let Sequence { table, tokens, salt } = &mut self.sequences[index];
         let before = table.pages().to_vec();
-        if let Some(short) = tokens.len().checked_sub(1) {
-            let error = table.publish(&mut self.allocator, &tokens[..short]).unwrap_err();
-            let expected = format!("at least {}", tokens.len());
-            assert_eq!(error, AllocatorError::WrongTokens { expected, got: short });
-        }
-        table.publish(&mut self.allocator, tokens).unwrap();
+        let held = tokens.len();
+        tokens.push(0);
+        let error = table.publish(&mut self.allocator, tokens).unwrap_err();
+        assert_eq!(error, AllocatorError::WrongTokens { expected: format!("at most {held}"), got: held + 1 });
+        tokens.pop();
+        // Not all of what there is room for need be written.
+        let written = [held, rng.below(0..held + 1)][rng.below(0..4) / 3];
+        table.publish(&mut self.allocator, &tokens[..written]).unwrap();
         let (after, salt) = (table.pages().to_vec(), *salt);
         for (number, (&before, &after)) in before.iter().zip(&after).enumerate() {
             let end = (number + 1) * PAGE_SIZE;
             let tokens = &self.sequences[index].tokens;
-            if end > tokens.len() {
+            if end > written {
                 assert_eq!(before, after);
                 continue;
             }
@@ -258,6 +357,17 @@ impl Model {
         );
     }
 
+    /// Nothing is found any more. Copies under way are somebody's only while he holds pages.
+    fn forget(&mut self) {
+        self.copies.clear();
+        self.allocator.forget_published();
+        assert_eq!(self.allocator.take_copies(), []);
+        self.published.clear();
+        self.idle.clear();
+        self.kept.clear();
+        self.seen.forgotten += 1;
+    }
+
     /// Pages without a table, and every misuse of them.
     fn loose_pages(&mut self, rng: &mut Rng) {
         let pages = self.memory.len();
@@ -267,7 +377,7 @@ impl Model {
         match rng.below(0..3) {
             0 => {
                 let free = self.allocator.free_pages();
-                self.expect_allocation(usize::from(free > 0));
+                self.expect_allocation(usize::from(free > 0), &[]);
                 match self.allocator.allocate() {
                     Ok(page) => self.loose.push(page),
                     Err(error) => assert_eq!(
@@ -297,7 +407,8 @@ impl Model {
 /// Random operations from a seed, all pages given back at the end.
 fn random_operations(seed: u64, operations: usize) -> Seen {
     let mut rng = Rng::new(seed);
-    let mut model = Model::new(rng.below(1..40));
+    let (pages, host_pages) = (rng.below(1..40), rng.below(0..3) * rng.below(1..20));
+    let mut model = Model::new(pages, host_pages);
     for _ in 0..operations {
         let open = model.sequences.len();
         match rng.below(0..16) {
@@ -312,7 +423,11 @@ fn random_operations(seed: u64, operations: usize) -> Seen {
                 model.truncate(&mut rng, index);
             }
             10..12 if open > 0 => model.finish(rng.below(0..open)),
-            12..15 if open > 0 => model.publish(rng.below(0..open)),
+            12..15 if open > 0 => {
+                let index = rng.below(0..open);
+                model.publish(&mut rng, index);
+            }
+            12..15 => model.forget(),
             15 => model.loose_pages(&mut rng),
             _ => {}
         }
@@ -335,19 +450,26 @@ fn a_million_random_operations_match_the_model() {
         let run = std::panic::catch_unwind(|| random_operations(seed, 10_000));
         assert!(run.is_ok(), "seed {seed}");
         let seen = run.unwrap();
-        total.copied += seen.copied;
-        total.refused += seen.refused;
-        total.found += seen.found;
-        total.evicted += seen.evicted;
-        total.replaced += seen.replaced;
+        let sums = [
+            (&mut total.copied, seen.copied),
+            (&mut total.refused, seen.refused),
+            (&mut total.found, seen.found),
+            (&mut total.evicted, seen.evicted),
+            (&mut total.replaced, seen.replaced),
+            (&mut total.kept, seen.kept),
+            (&mut total.dropped, seen.dropped),
+            (&mut total.restored, seen.restored),
+            (&mut total.cut, seen.cut),
+            (&mut total.forgotten, seen.forgotten),
+        ];
+        sums.into_iter().for_each(|(sum, count)| *sum += count);
     }
     println!("{total:?}");
-    let Seen { copied, refused, found, evicted, replaced } = total;
-    assert!([copied, refused, found, evicted, replaced].into_iter().all(|count| count > 1000), "{total:?}");
+    assert!(total.counts().into_iter().all(|count| count > 1000), "{total:?}");
 }
 
 /// A table over the given tokens.
-fn filled(allocator: &mut BlockAllocator, salt: u64, tokens: &[u32]) -> BlockTable {
+fn filled(allocator: &mut BlockAllocator, salt: u128, tokens: &[u32]) -> BlockTable {
     let mut table = BlockTable::with_prefix(allocator, salt, tokens);
     table.append_tokens(allocator, tokens.len() - table.tokens()).unwrap();
     table.publish(allocator, tokens).unwrap();
@@ -385,6 +507,58 @@ fn what_was_used_last_is_evicted_last_and_a_chain_from_its_end() {
     let mut new = filled(&mut allocator, 0, &prompt(1000));
     assert_eq!(BlockTable::with_prefix(&mut allocator, 0, &prompt(0)).tokens(), 64);
     new.release(&mut allocator).unwrap();
+    assert_eq!(allocator.take_copies(), [], "nothing to copy to");
+}
+
+#[test]
+fn what_is_evicted_comes_back_from_the_host() {
+    let mut allocator = BlockAllocator::new(3).unwrap().with_host_pages(3).unwrap();
+    let prompt = |first: u32| -> Vec<u32> { (first..first + 129).collect() };
+    let mut old = filled(&mut allocator, 0, &prompt(0));
+    let [first, second, third] = old.pages() else { panic!("three pages of 129 tokens") };
+    let (first, second, _) = (*first, *second, *third);
+    old.release(&mut allocator).unwrap();
+    let mut new = filled(&mut allocator, 0, &prompt(1000));
+    // From the end of the chain, to the end of the host's pool: neighbours stay neighbours.
+    let out = |from, to| CopyPage { from, to, direction: Direction::ToHost };
+    assert_eq!(allocator.take_copies(), [out(second, 2), out(first, 1)]);
+    assert_eq!((allocator.cached_pages(), allocator.host_cached_pages()), (0, 2));
+    new.release(&mut allocator).unwrap();
+
+    // Its pages are made room for: the new prompt's go out in their turn, the old one's stay on the host as well.
+    let mut again = BlockTable::with_prefix(&mut allocator, 0, &prompt(0));
+    assert_eq!(again.tokens(), 128);
+    let copies = allocator.take_copies();
+    let back = |from, to| CopyPage { from, to, direction: Direction::ToDevice };
+    let pages = again.pages();
+    assert_eq!(copies[0], back(1, pages[0]), "the third page was free");
+    let evicted = pages[1];
+    assert_eq!(copies[1..], [out(evicted, 0), back(2, evicted)]);
+    again.release(&mut allocator).unwrap();
+    // Without a place that is not being read the page that has to go is not kept.
+    allocator.forget_published();
+    assert_eq!((allocator.free_pages(), allocator.cached_pages(), allocator.host_cached_pages()), (3, 0, 0));
+    assert_eq!(BlockTable::with_prefix(&mut allocator, 0, &prompt(0)).tokens(), 0);
+}
+
+/// A prefix is restored as far as there are pages, and the rest stays where it is.
+#[test]
+fn a_full_device_cuts_what_is_found() {
+    let mut allocator = BlockAllocator::new(4).unwrap().with_host_pages(4).unwrap();
+    let prompt: Vec<u32> = (0..257).collect();
+    filled(&mut allocator, 0, &prompt[..256]).release(&mut allocator).unwrap();
+    let mut held = vec![];
+    allocator.allocate_many(2, &mut held).unwrap();
+    // The last two pages of the chain went out.
+    assert_eq!((allocator.cached_pages(), allocator.host_cached_pages()), (2, 2));
+    let mut table = BlockTable::with_prefix(&mut allocator, 0, &prompt);
+    assert_eq!((table.tokens(), allocator.free_pages()), (128, 0));
+    table.release(&mut allocator).unwrap();
+    allocator.release(held[0]).unwrap();
+    let mut table = BlockTable::with_prefix(&mut allocator, 0, &prompt);
+    assert_eq!(table.tokens(), 192);
+    assert_eq!(BlockTable::held_prefix(&allocator, 0, &prompt), 3);
+    table.release(&mut allocator).unwrap();
 }
 
 #[test]
@@ -408,8 +582,10 @@ fn errors_say_what_is_wrong() {
     assert_eq!(text(overflow), expected);
     let longer = table.truncate(&mut allocator, 65).unwrap_err();
     assert_eq!(text(longer), "block table: expected at most 64 tokens, got 65");
-    let fewer = table.publish(&mut allocator, &[0; 63]).unwrap_err();
-    assert_eq!(text(fewer), "block table: expected at least 64 tokens, got 63");
+    let more = table.publish(&mut allocator, &[0; 65]).unwrap_err();
+    assert_eq!(text(more), "block table: expected at most 64 tokens, got 65");
+    let host = BlockAllocator::new(1).unwrap().with_host_pages(1 << 32).unwrap_err();
+    assert_eq!(text(host), "block allocator: pages: expected at most 4294967295, got 4294967296");
     let mut fork = table.fork(&mut allocator).unwrap();
     table.publish(&mut allocator, &[0; 64]).unwrap();
     let page = table.pages()[0];

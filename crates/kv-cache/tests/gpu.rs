@@ -1,17 +1,17 @@
 //! The append kernels against the reference: values bit for bit, queries and keys within the rounding of their formats, and
-//! no other byte written.
+//! no other byte written. Copies of pages bit for bit.
 #![cfg(feature = "cuda")]
 // Helpers beside the tests.
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
-use common::{Case, UNIT};
+use common::{Case, Copies, UNIT};
 use cudarc::driver::{CudaSlice, CudaStream, DeviceRepr};
-use device::gpu::{Gpu, Graph, download, upload, zeros};
+use device::gpu::{Gpu, Graph, Pinned, download, upload, zeros};
 use device::{BatchView, E4m3, Element, KvLayout, KvPages};
 use half::bf16;
-use kv_cache::RopeAppend;
+use kv_cache::{CopyPage, CopyPages, Direction, RopeAppend};
 use op_test::{Guarded, Rng, cases};
 use proptest::prelude::*;
 use std::sync::{Arc, OnceLock};
@@ -337,4 +337,84 @@ fn refusals() {
         attempt::<bf16>(stream, good, |d| d.key_scales = zeros(stream, 3, "too many").unwrap()),
         "rope_append: key_scales: expected 2 elements, got 3"
     );
+}
+
+/// The bytes of both pools after the copies, which go beside poisoned guard zones.
+fn copied<T: Page>(stream: &Stream, case: &Copies<T>) -> (Vec<u8>, Vec<u8>) {
+    let mut guarded = Guarded::<T>::new(case.pool.len());
+    let range = guarded.range();
+    guarded.whole_mut()[range.clone()].copy_from_slice(&case.pool);
+    let before = guarded.whole_mut().to_vec();
+    let mut pool = upload(stream, &before, "pool").unwrap();
+    let mut host = Pinned::<T>::zeros(stream.context(), case.host.len()).unwrap();
+    host.as_mut_slice().unwrap().copy_from_slice(&case.host);
+    let plan = CopyPages::new(case.layout, &case.copies);
+    plan.launch(stream, &mut pool.slice_mut(range.clone()), &mut host).unwrap();
+    let whole = download(stream, &pool).unwrap();
+    let bytes = |pool: &[T]| bytemuck::cast_slice::<T, u8>(pool).to_vec();
+    assert_eq!(bytes(&whole[..range.start]), bytes(&before[..range.start]), "the guard in front was written");
+    assert_eq!(bytes(&whole[range.end..]), bytes(&before[range.end..]), "the guard behind was written");
+    (bytes(&whole[range]), bytes(host.as_slice().unwrap()))
+}
+
+#[test]
+#[ignore = "needs an H200"]
+fn copies_are_made_in_order() {
+    fn run<T: Page>(stream: &Stream, rng: &mut Rng, layout: KvLayout) {
+        let (pages, host_pages) = (rng.below(1..9), rng.below(0..9));
+        let case = Copies::<T>::random(rng, layout, pages, host_pages);
+        assert!(copied(stream, &case) == case.copied(), "{:?}", case.copies);
+    }
+    let gpu = gpu();
+    let mut rng = Rng::new(29);
+    for _ in 0..cases().cases / 4 {
+        let layout = KvLayout::new(rng.below(1..4), 16 * rng.below(1..9)).unwrap();
+        run::<E4m3>(gpu.stream(), &mut rng, layout);
+        run::<bf16>(gpu.stream(), &mut rng, layout);
+    }
+}
+
+/// Pages of which each was written by the append step go out, are overwritten by another sequence's, and come back to other
+/// places: the step that reads them there finds every byte. Nothing waits in between.
+#[test]
+#[ignore = "needs an H200"]
+fn pages_go_out_and_come_back_among_steps() {
+    let gpu = gpu();
+    let stream = gpu.stream();
+    let mut rng = Rng::new(31);
+    let plan = plan(16, 2, 128, true);
+    let page = plan.layout().page_elements();
+    // Two sequences that fill the same pages with other tokens.
+    let mut batch = || rounded(Case::random(&mut rng, plan, &[(192, 192)], false));
+    let (first, second) = (batch(), batch());
+    let mut filled = OnDevice::<E4m3>::new(stream, &first, 0);
+    filled.launch(stream, &plan).unwrap();
+    let (_, want) = filled.written(stream);
+
+    let mut steps = OnDevice::<E4m3>::new(stream, &first, 0);
+    let pages = first.pages as u32;
+    let copy = |pairs: &[(u32, u32)], direction| {
+        let copies: Vec<_> = pairs.iter().map(|&(from, to)| CopyPage { from, to, direction }).collect();
+        CopyPages::new(plan.layout(), &copies)
+    };
+    let out: Vec<(u32, u32)> = (0..pages).map(|page| (page, pages - 1 - page)).collect();
+    let back: Vec<(u32, u32)> = out.iter().map(|&(page, host)| (host, (page + 1) % pages)).collect();
+    let mut host = Pinned::<E4m3>::zeros(gpu.context(), pages as usize * page).unwrap();
+    let other =
+        upload(stream, &second.qkv.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>(), "qkv").unwrap();
+    steps.launch(stream, &plan).unwrap();
+    let range = steps.pool.0.range();
+    copy(&out, Direction::ToHost)
+        .launch(stream, &mut steps.pool.1.slice_mut(range.clone()), &mut host)
+        .unwrap();
+    let own = std::mem::replace(&mut steps.qkv, other);
+    steps.launch(stream, &plan).unwrap();
+    copy(&back, Direction::ToDevice).launch(stream, &mut steps.pool.1.slice_mut(range), &mut host).unwrap();
+    let (_, got) = steps.written(stream);
+    drop(own);
+    assert!(want.iter().any(|x| !x.to_f32().is_nan()), "the step wrote something");
+    for (index, old) in want.chunks(page).enumerate() {
+        let new = (index + 1) % first.pages * page;
+        assert!(got[new..new + page] == *old, "page {index}");
+    }
 }

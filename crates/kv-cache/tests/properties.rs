@@ -1,14 +1,14 @@
-//! The append step against complex numbers in f64, and the laws of rotation.
+//! The append step against complex numbers in f64, and the laws of rotation. Copies of pages, one by one.
 
 // Helpers beside the tests.
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
-use common::{Case, UNIT};
+use common::{Case, Copies, UNIT};
 use device::{E4m3, Element, KvLayout};
 use half::bf16;
-use kv_cache::RopeAppend;
+use kv_cache::{CopyPages, RopeAppend};
 use op_test::{Rng, assert_close_f64, cases};
 use proptest::prelude::*;
 
@@ -162,5 +162,25 @@ proptest! {
         let still = RopeAppend::new(plan.query_heads(), plan.layout(), 0).unwrap();
         let case = Case::random(&mut rng, still, &[(150, 1)], false);
         prop_assert_eq!(&case.run::<f32>(None).queries[..], &case.qkv[..plan.query_features()]);
+    }
+}
+
+fn copies<T: Element>(seed: u64, layout: KvLayout, pages: usize, host_pages: usize) {
+    let mut case = Copies::<T>::random(&mut Rng::new(seed), layout, pages, host_pages);
+    let want = case.copied();
+    CopyPages::new(layout, &case.copies).reference(&mut case.pool, &mut case.host).unwrap();
+    let bytes = |pool: &[T]| bytemuck::cast_slice::<T, u8>(pool).to_vec();
+    assert!((bytes(&case.pool), bytes(&case.host)) == want, "{:?}", case.copies);
+}
+
+proptest! {
+    #![proptest_config(cases())]
+
+    #[test]
+    fn copies_are_made_in_order(seed: u64, kv_heads in 1usize..3, pairs in 1usize..5, pages in 1usize..9, host in 0usize..9) {
+        let layout = KvLayout::new(kv_heads, 2 * pairs).unwrap();
+        copies::<f32>(seed, layout, pages, host);
+        copies::<bf16>(seed, layout, pages, host);
+        copies::<E4m3>(seed, layout, pages, host);
     }
 }

@@ -1,10 +1,10 @@
-//! Every bad argument of the append step, with the exact text of its error.
+//! Every bad argument of the append step and of copies, with the exact text of its error.
 
 // Helpers beside the tests.
 #![allow(clippy::unwrap_used)]
 
 use device::{BatchView, KvLayout, KvPages};
-use kv_cache::RopeAppend;
+use kv_cache::{CopyPage, CopyPages, Direction, RopeAppend};
 
 #[test]
 fn plans() {
@@ -116,5 +116,35 @@ fn arguments() {
         let mut arguments = Arguments::good();
         spoil(&mut arguments);
         assert_eq!(arguments.run().unwrap_err().to_string(), format!("rope_append: {text}"));
+    }
+}
+
+#[test]
+fn copies() {
+    use Direction::{OnDevice, ToDevice, ToHost};
+    let layout = KvLayout::new(1, 2).unwrap();
+    let page = layout.page_elements();
+    let run = |from, to, direction, spare: usize| {
+        let before = vec![1f32; 3 * page];
+        let (mut pool, mut host) = (before[..3 * page - spare].to_vec(), vec![2f32; 2 * page]);
+        // The good copy stands first: nothing is copied where any is refused.
+        let good = CopyPage { from: 0, to: 0, direction: ToHost };
+        let plan = CopyPages::new(layout, &[good, CopyPage { from, to, direction }]);
+        let refused = plan.reference(&mut pool, &mut host).map_err(|error| error.to_string());
+        assert!(refused.is_ok() || (pool == before[..pool.len()] && host == vec![2.0; 2 * page]));
+        refused
+    };
+    assert_eq!(run(2, 1, ToHost, 0), Ok(()));
+    let cases = [
+        (3, 0, OnDevice, 0, "from: expected pages below 3, got 3"),
+        (0, 3, OnDevice, 0, "to: expected pages below 3, got 3"),
+        (3, 1, ToHost, 0, "from: expected pages below 3, got 3"),
+        (1, 2, ToHost, 0, "to: expected pages below 2, got 2"),
+        (2, 0, ToDevice, 0, "from: expected pages below 2, got 2"),
+        (1, u32::MAX, ToDevice, 0, "to: expected pages below 3, got 4294967295"),
+        (1, 1, ToHost, 1, "pool: expected a multiple of 256 elements, got 767"),
+    ];
+    for (from, to, direction, spare, text) in cases {
+        assert_eq!(run(from, to, direction, spare).unwrap_err(), format!("copy_pages: {text}"));
     }
 }

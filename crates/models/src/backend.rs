@@ -5,6 +5,7 @@ use crate::step::Step;
 use crate::synthetic::SyntheticLinear;
 use crate::weights::LinearWeights;
 use device::Result;
+use kv_cache::CopyPage;
 use layers::{Activation, NormKind};
 
 /// What a model is assembled from. `falcon.rs` and `llama.rs` are written once against it.
@@ -55,6 +56,11 @@ pub trait Backend {
     fn tied_head(&self, embedding: &Self::Embedding) -> Result<Self::Linear>;
     /// `pages` pages of 64 tokens for every layer.
     fn new_cache(&self, spec: &CacheSpec) -> Result<Self::Cache>;
+
+    /// Gives the cache `pages` pages of host memory, in place of those it had, for what is moved out of the device's.
+    fn add_host_pages(&self, cache: &mut Self::Cache, pages: usize) -> Result<()>;
+    /// Copies pages of all layers, in this order, before the next step.
+    fn copy_pages(&self, cache: &mut Self::Cache, copies: &[CopyPage]) -> Result<()>;
 
     /// Checks a step against the cache and makes it ready.
     fn begin(&self, step: &Step<'_>, cache: &Self::Cache) -> Result<Self::Batch>;

@@ -1,11 +1,12 @@
 //! A model with its weights and its KV cache, ready to step.
 
-use crate::backend::{Backend, CacheSpec, KvDtype};
+use crate::backend::{Backend, CacheSpec, KvDtype, Positions};
 use crate::error::Result;
 use crate::load::{Loader, Progress, cache_spec, cache_spec_of};
 use crate::step::Step;
 use crate::{Falcon, Llama};
 use checkpoint::{Checkpoint, ModelConfig, Quantization};
+use kv_cache::CopyPage;
 use sampling::Sampled;
 
 /// A Falcon or a Llama, held by backend `B`.
@@ -14,8 +15,10 @@ pub struct Model<B: Backend> {
     decoder: Decoder<B>,
     cache: B::Cache,
     pages: usize,
+    host_pages: usize,
     vocab_size: usize,
     max_context: usize,
+    keys_depend_on_prompt_len: bool,
 }
 
 enum Decoder<B: Backend> {
@@ -68,8 +71,22 @@ impl<B: Backend> Model<B> {
     fn new(config: &ModelConfig, backend: B, decoder: Decoder<B>, spec: &CacheSpec) -> Result<Self> {
         let cache = backend.new_cache(spec)?;
         let dims = config.common();
-        let (pages, max_context) = (spec.pages, dims.max_position_embeddings);
-        Ok(Self { backend, decoder, cache, pages, vocab_size: dims.vocab_size, max_context })
+        Ok(Self {
+            backend,
+            decoder,
+            cache,
+            pages: spec.pages,
+            host_pages: 0,
+            vocab_size: dims.vocab_size,
+            max_context: dims.max_position_embeddings,
+            keys_depend_on_prompt_len: matches!(&spec.positions, Positions::Rotary(rotary) if rotary.is_dynamic()),
+        })
+    }
+
+    /// The same, with `pages` pages of 64 tokens in host memory for what is moved out of the KV cache.
+    pub fn with_host_pages(mut self, pages: usize) -> Result<Self> {
+        self.backend.add_host_pages(&mut self.cache, pages)?;
+        Ok(Self { host_pages: pages, ..self })
     }
 
     /// Token ids run below this.
@@ -85,6 +102,21 @@ impl<B: Backend> Model<B> {
     /// Pages of 64 tokens in the KV cache.
     pub fn pages(&self) -> usize {
         self.pages
+    }
+
+    /// Pages of 64 tokens in host memory, for what is moved out of the KV cache.
+    pub fn host_pages(&self) -> usize {
+        self.host_pages
+    }
+
+    /// Whether a token's keys depend on how long its prompt is, not on the tokens up to it alone: dynamic rotary scaling.
+    pub fn keys_depend_on_prompt_len(&self) -> bool {
+        self.keys_depend_on_prompt_len
+    }
+
+    /// Copies pages of all layers, in this order, before the next step.
+    pub fn copy_pages(&mut self, copies: &[CopyPage]) -> device::Result<()> {
+        self.backend.copy_pages(&mut self.cache, copies)
     }
 
     /// Runs one step and chooses a token for each sampled sequence, in order.

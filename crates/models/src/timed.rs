@@ -7,6 +7,7 @@ use crate::step::Step;
 use crate::synthetic::SyntheticLinear;
 use crate::weights::LinearWeights;
 use device::Result;
+use kv_cache::CopyPage;
 use layers::Activation;
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -243,6 +244,14 @@ impl<B: Clock> Backend for Timed<B> {
 
     fn new_cache(&self, spec: &CacheSpec) -> Result<B::Cache> {
         self.inner.new_cache(spec)
+    }
+
+    fn add_host_pages(&self, cache: &mut B::Cache, pages: usize) -> Result<()> {
+        self.inner.add_host_pages(cache, pages)
+    }
+
+    fn copy_pages(&self, cache: &mut B::Cache, copies: &[CopyPage]) -> Result<()> {
+        self.inner.copy_pages(cache, copies)
     }
 
     fn begin(&self, step: &Step<'_>, cache: &B::Cache) -> Result<B::Batch> {

@@ -27,6 +27,8 @@ use serde_json::json;
 mod configs;
 #[path = "gpu/loading.rs"]
 mod loading;
+#[path = "gpu/pages.rs"]
+mod pages;
 
 const PLAIN: f64 = 1.0 / (256.0 * 1.732);
 const QUANTIZED: f64 = 0.125 / 2.449;

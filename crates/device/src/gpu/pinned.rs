@@ -62,37 +62,58 @@ impl<T: Pod + DeviceRepr> Pinned<T> {
 
     /// Copies the first elements to all of `device`, in stream order, without waiting.
     pub fn upload(&mut self, stream: &CudaStream, device: &mut impl DevicePtrMut<T>) -> Result<()> {
-        self.check(device.len())?;
+        self.upload_from(stream, 0, device)
+    }
+
+    /// Copies the elements from `first` on to all of `device`, in stream order, without waiting.
+    pub fn upload_from(
+        &mut self,
+        stream: &CudaStream,
+        first: usize,
+        device: &mut impl DevicePtrMut<T>,
+    ) -> Result<()> {
+        self.check(first, device.len())?;
         let bytes = device.len() * size_of::<T>();
         let (address, _guard) = device.device_ptr_mut(stream);
-        // SAFETY: both sides have `bytes` bytes. The event recorded below keeps the host side from being written or
-        // freed before the copy is done.
-        unsafe { sys::cuMemcpyHtoDAsync_v2(address, self.pointer.cast(), bytes, stream.cu_stream()) }
-            .result()
-            .named("cuMemcpyHtoDAsync")?;
+        // SAFETY: both sides have `bytes` bytes, this one from `first` on. The event recorded below keeps the host side from
+        // being written or freed before the copy is done.
+        unsafe {
+            sys::cuMemcpyHtoDAsync_v2(address, self.pointer.add(first).cast(), bytes, stream.cu_stream())
+        }
+        .result()
+        .named("cuMemcpyHtoDAsync")?;
         self.copied.record(stream)
     }
 
     /// Copies all of `device` over the first elements, in stream order, without waiting.
     pub fn download(&mut self, stream: &CudaStream, device: &impl DevicePtr<T>) -> Result<()> {
-        self.check(device.len())?;
+        self.download_to(stream, 0, device)
+    }
+
+    /// Copies all of `device` over the elements from `first` on, in stream order, without waiting.
+    pub fn download_to(
+        &mut self,
+        stream: &CudaStream,
+        first: usize,
+        device: &impl DevicePtr<T>,
+    ) -> Result<()> {
+        self.check(first, device.len())?;
         let bytes = device.len() * size_of::<T>();
         let (address, _guard) = device.device_ptr(stream);
-        // SAFETY: as in `upload`; the event keeps the host side from being read before the copy is done.
-        unsafe { sys::cuMemcpyDtoHAsync_v2(self.pointer.cast(), address, bytes, stream.cu_stream()) }
-            .result()
-            .named("cuMemcpyDtoHAsync")?;
+        // SAFETY: as in `upload_from`; the event keeps the host side from being read before the copy is done.
+        unsafe {
+            sys::cuMemcpyDtoHAsync_v2(self.pointer.add(first).cast(), address, bytes, stream.cu_stream())
+        }
+        .result()
+        .named("cuMemcpyDtoHAsync")?;
         self.copied.record(stream)
     }
 
-    fn check(&self, device_len: usize) -> Result<()> {
+    fn check(&self, first: usize, device_len: usize) -> Result<()> {
         self.context.bind_to_thread().named("cuCtxSetCurrent")?;
-        Check("pinned").that(
-            device_len <= self.len,
-            "device",
-            format_args!("at most {} elements", self.len),
-            device_len,
-        )
+        let room = self.len.saturating_sub(first);
+        let fits = first <= self.len && device_len <= room;
+        Check("pinned").that(fits, "device", format_args!("at most {room} elements"), device_len)
     }
 }
 
@@ -105,7 +126,7 @@ impl Pinned<u8> {
         device: &mut impl DevicePtrMut<T>,
         at: usize,
     ) -> Result<()> {
-        self.check(len)?;
+        self.check(0, len)?;
         let room = (device.len() * size_of::<T>()).saturating_sub(at);
         Check("pinned").that(len <= room, "len", format_args!("at most {room} bytes"), len)?;
         let (address, _guard) = device.device_ptr_mut(stream);

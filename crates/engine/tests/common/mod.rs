@@ -5,6 +5,7 @@
 
 use device::PAGE_SIZE;
 use engine::{Config, Engine, Event, FinishReason, Request, RequestId, StepModel};
+use kv_cache::{CopyPage, Direction};
 use models::{Sample, Step, StepSequence};
 use sampling::{Params, Sampled};
 use std::cell::Cell;
@@ -21,6 +22,8 @@ pub enum Fault {
     OneTokenLess,
     /// Its first token is outside the vocabulary.
     BadToken,
+    /// It fails after half of the pages have been copied.
+    CopyFails,
 }
 
 /// One token's keys and values: which token, where, and after which others.
@@ -38,9 +41,12 @@ pub struct Oracle {
     pub max_context: usize,
     pub config: Config,
     pub fault: Rc<Cell<Fault>>,
+    /// Whether what is in the pages depends on the prompt's length.
+    own_prompt_len: bool,
     slots: Vec<Option<Slot>>,
-    /// The last step in which each page was used.
-    used: Vec<u64>,
+    host_slots: Vec<Option<Slot>>,
+    /// The last step in which each page was used, and whether it was written.
+    used: Vec<(u64, bool)>,
     steps: u64,
 }
 
@@ -50,6 +56,11 @@ pub fn mix(digest: u64, token: u32) -> u64 {
 
 fn digest(tokens: &[u32]) -> u64 {
     tokens.iter().fold(0, |digest, &token| mix(digest, token))
+}
+
+/// What a page's tokens are written as.
+fn written(digest: u64, prompt_len: Option<usize>) -> u64 {
+    prompt_len.map_or(digest, |len| mix(digest, len as u32))
 }
 
 /// The token after those of `digest`, drawn with a request's seed and the number of the token.
@@ -73,10 +84,20 @@ impl Oracle {
             max_context,
             config: config.clone(),
             fault: Rc::default(),
+            own_prompt_len: false,
             slots: vec![None; pages * PAGE_SIZE],
-            used: vec![0; pages],
+            host_slots: vec![],
+            used: vec![(0, false); pages],
             steps: 0,
         }
+    }
+
+    pub fn with_host_pages(self, pages: usize) -> Self {
+        Self { host_slots: vec![None; pages * PAGE_SIZE], ..self }
+    }
+
+    pub fn with_own_prompt_len(self, own_prompt_len: bool) -> Self {
+        Self { own_prompt_len, ..self }
     }
 
     /// The tokens of a sequence up to this step's, after checking that its pages hold just those.
@@ -85,12 +106,17 @@ impl Oracle {
         assert!(!tokens.is_empty(), "a sequence without new tokens");
         assert!(context_len <= self.max_context, "{context_len} tokens in a context of {}", self.max_context);
         assert_eq!(pages.len(), context_len.div_ceil(PAGE_SIZE), "pages for {context_len} tokens");
-        for &page in pages {
-            let last = std::mem::replace(&mut self.used[page as usize], self.steps);
-            assert_ne!(last, self.steps, "page {page} stands twice in one step");
-        }
-        let place = |position: usize| pages[position / PAGE_SIZE] as usize * PAGE_SIZE + position % PAGE_SIZE;
         let first = context_len.checked_sub(tokens.len()).expect("more new tokens than tokens");
+        for (number, &page) in pages.iter().enumerate() {
+            let writes = (number + 1) * PAGE_SIZE > first;
+            let last = std::mem::replace(&mut self.used[page as usize], (self.steps, writes));
+            assert!(
+                last.0 != self.steps || !(writes || last.1),
+                "page {page} is written and stands twice in one step"
+            );
+        }
+        let prompt_len = self.own_prompt_len.then_some(sequence.prompt_len);
+        let place = |position: usize| pages[position / PAGE_SIZE] as usize * PAGE_SIZE + position % PAGE_SIZE;
         let mut all = Vec::with_capacity(context_len);
         let mut digest = 0;
         for position in 0..context_len {
@@ -100,7 +126,7 @@ impl Oracle {
                 digest = mix(digest, token);
                 assert_eq!(
                     *slot,
-                    Some(Slot { position, token, digest }),
+                    Some(Slot { position, token, digest: written(digest, prompt_len) }),
                     "not what was written at {position}"
                 );
                 all.push(token);
@@ -108,7 +134,7 @@ impl Oracle {
                 let token = tokens[position - first];
                 assert!((token as usize) < self.vocab_size, "token {token}");
                 digest = mix(digest, token);
-                *slot = Some(Slot { position, token, digest });
+                *slot = Some(Slot { position, token, digest: written(digest, prompt_len) });
                 all.push(token);
             }
         }
@@ -137,12 +163,44 @@ impl StepModel for Oracle {
         self.used.len()
     }
 
+    fn host_pages(&self) -> usize {
+        self.host_slots.len() / PAGE_SIZE
+    }
+
+    fn keys_depend_on_prompt_len(&self) -> bool {
+        self.own_prompt_len
+    }
+
+    fn copy_pages(&mut self, copies: &[CopyPage]) -> device::Result<()> {
+        assert!(!copies.is_empty(), "a call for nothing");
+        let fails = self.fault.get() == Fault::CopyFails;
+        if fails {
+            self.fault.take();
+        }
+        for (index, &CopyPage { from, to, direction }) in copies.iter().enumerate() {
+            if fails && index == copies.len() / 2 {
+                return Err(device::Error::BuiltWithoutCuda);
+            }
+            let slots = |page: u32| page as usize * PAGE_SIZE..(page as usize + 1) * PAGE_SIZE;
+            match direction {
+                Direction::OnDevice => self.slots.copy_within(slots(from), slots(to).start),
+                Direction::ToHost => self.host_slots[slots(to)].copy_from_slice(&self.slots[slots(from)]),
+                Direction::ToDevice => self.slots[slots(to)].copy_from_slice(&self.host_slots[slots(from)]),
+            }
+        }
+        Ok(())
+    }
+
     fn step(&mut self, step: &Step<'_>) -> device::Result<Vec<Sampled>> {
         self.steps += 1;
         assert!(!step.sequences.is_empty(), "a step without sequences");
         assert!(step.sequences.len() <= self.config.max_sequences, "{} sequences", step.sequences.len());
         assert!(step.tokens() <= self.config.max_batch_tokens, "{} tokens", step.tokens());
         let fault = self.fault.take();
+        if fault == Fault::CopyFails {
+            // It waits for pages to be copied.
+            self.fault.set(fault);
+        }
         let mut sampled = Vec::new();
         for (index, sequence) in step.sequences.iter().enumerate() {
             if fault == Fault::Fails && index == step.sequences.len() / 2 {
@@ -169,7 +227,11 @@ pub fn engine(
     vocab_size: usize,
     config: &Config,
 ) -> (Engine<Oracle>, Rc<Cell<Fault>>) {
-    let model = Oracle::new(pages, max_context, vocab_size, config);
+    over(Oracle::new(pages, max_context, vocab_size, config), config)
+}
+
+/// The same over an oracle that is there.
+pub fn over(model: Oracle, config: &Config) -> (Engine<Oracle>, Rc<Cell<Fault>>) {
     let fault = model.fault.clone();
     (Engine::new(config.clone(), model).unwrap(), fault)
 }

@@ -1,10 +1,10 @@
-//! A random batch for the append step, and what complex numbers say about it.
+//! A random batch for the append step, and what complex numbers say about it. Random copies of pages.
 
 // Each test binary uses its part of this.
 #![allow(dead_code)]
 
-use device::{BatchView, Element, KvPages, PAGE_SIZE};
-use kv_cache::RopeAppend;
+use device::{BatchView, Element, KvLayout, KvPages, PAGE_SIZE};
+use kv_cache::{CopyPage, Direction, RopeAppend};
 use op_test::{Guarded, Rng};
 
 /// What f32 rounds off: half a unit in the last place.
@@ -130,5 +130,64 @@ impl Case {
             magnitudes[pair + half] = re.abs() + im.abs();
         }
         (turned, magnitudes)
+    }
+}
+
+/// Pools of random bytes, and copies among their pages with many runs of neighbours.
+#[derive(Debug, Clone)]
+pub struct Copies<T> {
+    pub layout: KvLayout,
+    pub copies: Vec<CopyPage>,
+    pub pool: Vec<T>,
+    pub host: Vec<T>,
+}
+
+impl<T: Element> Copies<T> {
+    pub fn random(rng: &mut Rng, layout: KvLayout, pages: usize, host_pages: usize) -> Self {
+        let mut bytes = |pages: usize| -> Vec<T> {
+            let len = pages * layout.page_elements() * size_of::<T>();
+            let bytes: Vec<u8> = (0..len.div_ceil(8)).flat_map(|_| rng.bits().to_le_bytes()).collect();
+            bytes[..len].chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect()
+        };
+        let (pool, host) = (bytes(pages), bytes(host_pages));
+        let mut copies = Vec::new();
+        for _ in 0..rng.below(0..9) {
+            let directions = [Direction::OnDevice, Direction::ToHost, Direction::ToDevice];
+            let direction = directions[rng.below(0..if host_pages > 0 { 3 } else { 1 })];
+            let (readable, writable) = match direction {
+                Direction::OnDevice => (pages, pages),
+                Direction::ToHost => (pages, host_pages),
+                Direction::ToDevice => (host_pages, pages),
+            };
+            let (mut from, mut to) = (rng.below(0..readable), rng.below(0..writable));
+            let down = rng.below(0..2) == 0;
+            for _ in 0..rng.below(1..6) {
+                copies.push(CopyPage { from: from as u32, to: to as u32, direction });
+                let next = |page: usize| if down { page.wrapping_sub(1) } else { page + 1 };
+                (from, to) = (next(from), next(to));
+                if from >= readable || to >= writable {
+                    break;
+                }
+            }
+        }
+        Self { layout, copies, pool, host }
+    }
+
+    /// What both pools hold afterwards, as bytes: page by page, one copy after the other.
+    pub fn copied(&self) -> (Vec<u8>, Vec<u8>) {
+        let bytes = self.layout.page_elements() * size_of::<T>();
+        let pages = |pool: &[T]| -> Vec<Vec<u8>> {
+            bytemuck::cast_slice::<T, u8>(pool).chunks(bytes).map(<[u8]>::to_vec).collect()
+        };
+        let (mut pool, mut host) = (pages(&self.pool), pages(&self.host));
+        for &CopyPage { from, to, direction } in &self.copies {
+            let (from, to) = (from as usize, to as usize);
+            match direction {
+                Direction::OnDevice => pool[to] = pool[from].clone(),
+                Direction::ToHost => host[to] = pool[from].clone(),
+                Direction::ToDevice => pool[to] = host[from].clone(),
+            }
+        }
+        (pool.concat(), host.concat())
     }
 }

@@ -5,7 +5,7 @@ use crate::batch::Batch;
 use device::{Check, E4m3, Element, KvLayout, KvPages, Result};
 use gqa_attention::{Attention, AttentionOptions};
 use half::bf16;
-use kv_cache::RopeAppend;
+use kv_cache::{CopyPage, CopyPages, RopeAppend};
 use layers::Rotary;
 
 /// The pages of all layers.
@@ -27,9 +27,21 @@ struct Layer {
 }
 
 enum Pool {
-    F32(Vec<f32>),
-    Bf16(Vec<bf16>),
-    Fp8(Vec<E4m3>),
+    F32(Pages<f32>),
+    Bf16(Pages<bf16>),
+    Fp8(Pages<E4m3>),
+}
+
+struct Pages<T> {
+    pool: Vec<T>,
+    /// What was moved out.
+    host: Vec<T>,
+}
+
+impl<T: Element> Pages<T> {
+    fn zeros(elements: usize) -> Self {
+        Self { pool: vec![T::zeroed(); elements], host: Vec::new() }
+    }
 }
 
 impl Cache {
@@ -45,9 +57,9 @@ impl Cache {
         let elements = Check("kv_cache").product("pages", &[spec.pages, layout.page_elements()])?;
         let layer = |index: usize| Layer {
             pool: match spec.dtype {
-                KvDtype::F32 => Pool::F32(vec![0.0; elements]),
-                KvDtype::Bf16 => Pool::Bf16(vec![bf16::ZERO; elements]),
-                KvDtype::Fp8 => Pool::Fp8(vec![E4m3::default(); elements]),
+                KvDtype::F32 => Pool::F32(Pages::zeros(elements)),
+                KvDtype::Bf16 => Pool::Bf16(Pages::zeros(elements)),
+                KvDtype::Fp8 => Pool::Fp8(Pages::zeros(elements)),
             },
             key_scales: vec![spec.key_scales[index]; shape.kv_heads],
             value_scales: vec![spec.value_scales[index]; shape.kv_heads],
@@ -64,6 +76,27 @@ impl Cache {
 
     pub(super) fn pages(&self) -> usize {
         self.pages
+    }
+
+    pub(super) fn add_host_pages(&mut self, pages: usize) -> Result<()> {
+        let elements = Check("kv_cache").product("host_pages", &[pages, self.layout.page_elements()])?;
+        for layer in &mut self.layers {
+            match &mut layer.pool {
+                Pool::F32(pages) => pages.host = vec![0.0; elements],
+                Pool::Bf16(pages) => pages.host = vec![bf16::ZERO; elements],
+                Pool::Fp8(pages) => pages.host = vec![E4m3::default(); elements],
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn copy_pages(&mut self, copies: &[CopyPage]) -> Result<()> {
+        let plan = CopyPages::new(self.layout, copies);
+        self.layers.iter_mut().try_for_each(|layer| match &mut layer.pool {
+            Pool::F32(pages) => plan.reference(&mut pages.pool, &mut pages.host),
+            Pool::Bf16(pages) => plan.reference(&mut pages.pool, &mut pages.host),
+            Pool::Fp8(pages) => plan.reference(&mut pages.pool, &mut pages.host),
+        })
     }
 
     /// Columns of the queries.
@@ -86,15 +119,15 @@ impl Cache {
         let (layout, key_scales, value_scales) = (self.layout, &key_scales[..], &value_scales[..]);
         let plan = &self.append;
         macro_rules! append {
-            ($pool:expr) => {{
-                let mut pages = KvPages { layout, pool: &mut $pool[..], key_scales, value_scales };
+            ($pages:expr) => {{
+                let mut pages = KvPages { layout, pool: &mut $pages.pool[..], key_scales, value_scales };
                 plan.reference(qkv, &inverse_frequencies, &view, &mut queries, &mut pages)?;
             }};
         }
         match pool {
-            Pool::F32(pool) => append!(pool),
-            Pool::Bf16(pool) => append!(pool),
-            Pool::Fp8(pool) => append!(pool),
+            Pool::F32(pages) => append!(pages),
+            Pool::Bf16(pages) => append!(pages),
+            Pool::Fp8(pages) => append!(pages),
         }
         Ok(queries)
     }
@@ -102,9 +135,9 @@ impl Cache {
     /// Attention over the pages of `layer`.
     pub(super) fn attend(&self, queries: &[f32], layer: usize, batch: &Batch) -> Result<Vec<f32>> {
         match &self.layers[layer].pool {
-            Pool::F32(pool) => self.attend_over(queries, pool, layer, batch),
-            Pool::Bf16(pool) => self.attend_over(queries, pool, layer, batch),
-            Pool::Fp8(pool) => self.attend_over(queries, pool, layer, batch),
+            Pool::F32(pages) => self.attend_over(queries, &pages.pool, layer, batch),
+            Pool::Bf16(pages) => self.attend_over(queries, &pages.pool, layer, batch),
+            Pool::Fp8(pages) => self.attend_over(queries, &pages.pool, layer, batch),
         }
     }
 
@@ -151,7 +184,7 @@ mod tests {
         let batch = Batch::new(&Step { sequences: vec![sequence] }, 1).unwrap();
         cache.append(&[1.0, 1.0, 3.0, 3.0, 8.0, 8.0], 1, &batch).unwrap();
         let layout = cache.layout;
-        let Pool::Fp8(pool) = &cache.layers[1].pool else { panic!("asked for FP8 pages") };
+        let Pool::Fp8(Pages { pool, .. }) = &cache.layers[1].pool else { panic!("asked for FP8 pages") };
         assert_eq!(pool[layout.key::<E4m3>(0, 0, 0, 0)].to_f32(), 3.0 / 0.5);
         assert_eq!(pool[layout.value::<E4m3>(0, 0, 0, 0)].to_f32(), 8.0 / 4.0);
         // One key: attention gives its value back.

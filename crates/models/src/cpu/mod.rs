@@ -11,6 +11,7 @@ use crate::batch::Batch;
 use crate::step::Step;
 use crate::weights::LinearWeights;
 use device::{Check, Result};
+use kv_cache::CopyPage;
 use layers::{Activate, Activation};
 use std::sync::Arc;
 
@@ -91,6 +92,14 @@ impl Backend for Cpu {
 
     fn new_cache(&self, spec: &CacheSpec) -> Result<Cache> {
         Cache::new(spec)
+    }
+
+    fn add_host_pages(&self, cache: &mut Cache, pages: usize) -> Result<()> {
+        cache.add_host_pages(pages)
+    }
+
+    fn copy_pages(&self, cache: &mut Cache, copies: &[CopyPage]) -> Result<()> {
+        cache.copy_pages(copies)
     }
 
     fn begin(&self, step: &Step<'_>, cache: &Cache) -> Result<Batch> {

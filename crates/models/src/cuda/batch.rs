@@ -4,11 +4,10 @@ use super::graphs::Key;
 use crate::backend::Positions;
 use crate::batch::Ragged;
 use crate::{Batch as HostBatch, Step};
-use cudarc::driver::{CudaSlice, CudaStream, CudaView, DeviceSlice};
-use device::gpu::{Pinned, Pool, Pooled, upload};
+use cudarc::driver::{CudaStream, CudaView, DeviceSlice};
+use device::gpu::{Pinned, Pool, Pooled};
 use device::{BatchView, Check, Result};
 use std::ops::Range;
-use std::sync::Arc;
 
 /// A checked step whose indices are in [`Indices`].
 #[derive(Debug)]
@@ -16,8 +15,8 @@ pub struct Batch {
     pub(super) tokens: Range<usize>,
     pub(super) sampled: Range<usize>,
     pub(super) sequences: Sections,
-    /// For dynamic rotary scaling: runs of one rotation each, and their frequencies.
-    pub(super) rotations: Option<(Sections, CudaSlice<f32>)>,
+    /// For dynamic rotary scaling: runs of one rotation each, and their frequencies, f32.
+    pub(super) rotations: Option<(Sections, Range<usize>)>,
     /// The most new tokens of a sequence.
     pub(super) max_queries: usize,
     /// What a graph can be repeated for; `None` where every step is its own.
@@ -68,6 +67,13 @@ impl Indices {
         view.ok_or_else(|| {
             Check("step").error("indices", format_args!("below {}", self.capacity()), section.end)
         })
+    }
+
+    /// A section of numbers.
+    pub fn floats(&self, section: &Range<usize>) -> Result<CudaView<'_, f32>> {
+        // SAFETY: a float is as large as an index, and any bits are one.
+        let floats = unsafe { self.view(section)?.transmute(section.len()) };
+        floats.ok_or_else(|| Check("step").error("indices", "whole floats", section.len()))
     }
 }
 
@@ -149,7 +155,6 @@ pub(super) fn lay_out(
     step: &Step<'_>,
     pages: usize,
     positions: &Positions,
-    stream: &Arc<CudaStream>,
     cache: u64,
 ) -> Result<(Batch, Vec<u32>)> {
     let host = HostBatch::new(step, pages)?;
@@ -179,10 +184,9 @@ pub(super) fn lay_out(
         None => None,
         Some(rotary) => {
             let (runs, context_lens) = host.rotary_runs();
-            let frequencies: Vec<f32> =
-                context_lens.iter().flat_map(|&len| rotary.inverse_frequencies(len)).collect();
             let sections = builder.sequences(&runs, runs.context_lens.len(), runs.max_pages);
-            Some((sections, upload(stream, &frequencies, "rotary frequencies")?))
+            let frequencies = context_lens.iter().flat_map(|&len| rotary.inverse_frequencies(len));
+            Some((sections, builder.section(frequencies.map(f32::to_bits))))
         }
     };
     let max_queries = step.sequences.iter().map(|sequence| sequence.tokens.len()).max().unwrap_or(0);

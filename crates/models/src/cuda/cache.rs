@@ -4,12 +4,12 @@ use super::batch::{Batch, Indices};
 use super::tensor::Tensor;
 use super::{Cuda, lock};
 use crate::backend::{CacheSpec, KvDtype, Positions};
-use cudarc::driver::CudaSlice;
-use device::gpu::{upload, zeros};
+use cudarc::driver::{CudaSlice, DeviceRepr, ValidAsZeroBits};
+use device::gpu::{Pinned, upload, zeros};
 use device::{Check, E4m3, Element, KvLayout, KvPages, Result};
 use gqa_attention::{Attention, AttentionOptions, AttentionWorkspace};
 use half::bf16;
-use kv_cache::RopeAppend;
+use kv_cache::{CopyPage, CopyPages, RopeAppend};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -37,8 +37,30 @@ struct Layer {
 }
 
 enum Pool {
-    Bf16(CudaSlice<bf16>),
-    Fp8(CudaSlice<E4m3>),
+    Bf16(Pages<bf16>),
+    Fp8(Pages<E4m3>),
+}
+
+struct Pages<T> {
+    pool: CudaSlice<T>,
+    /// What was moved out.
+    host: Pinned<T>,
+}
+
+impl<T: Element + DeviceRepr + ValidAsZeroBits> Pages<T> {
+    fn zeros(cuda: &Cuda, elements: usize, what: &str) -> Result<Self> {
+        let host = Pinned::zeros(cuda.gpu().context(), 0)?;
+        Ok(Self { pool: zeros(cuda.stream(), elements, what)?, host })
+    }
+
+    fn add_host_pages(&mut self, cuda: &Cuda, elements: usize) -> Result<()> {
+        self.host = Pinned::zeros(cuda.gpu().context(), elements)?;
+        Ok(())
+    }
+
+    fn copy(&mut self, cuda: &Cuda, copies: &CopyPages) -> Result<()> {
+        copies.launch(cuda.stream(), &mut self.pool.as_view_mut(), &mut self.host)
+    }
 }
 
 static CACHES: AtomicU64 = AtomicU64::new(0);
@@ -59,8 +81,8 @@ impl Cache {
             let what = format!("KV pages of layer {} of {}", index + 1, spec.layers);
             let pool = match spec.dtype {
                 KvDtype::F32 => return Err(check.error("dtype", "bf16 or fp8 on a GPU", "f32")),
-                KvDtype::Bf16 => Pool::Bf16(zeros(stream, elements, &what)?),
-                KvDtype::Fp8 => Pool::Fp8(zeros(stream, elements, &what)?),
+                KvDtype::Bf16 => Pool::Bf16(Pages::zeros(cuda, elements, &what)?),
+                KvDtype::Fp8 => Pool::Fp8(Pages::zeros(cuda, elements, &what)?),
             };
             let scales = |scale: f32| upload(stream, &vec![scale; shape.kv_heads], "scales of KV pages");
             Ok(Layer {
@@ -82,6 +104,23 @@ impl Cache {
         })
     }
 
+    pub(super) fn add_host_pages(&mut self, cuda: &Cuda, pages: usize) -> Result<()> {
+        let elements = Check("kv_cache").product("host_pages", &[pages, self.layout.page_elements()])?;
+        self.layers.iter_mut().try_for_each(|layer| match &mut layer.pool {
+            Pool::Bf16(pages) => pages.add_host_pages(cuda, elements),
+            Pool::Fp8(pages) => pages.add_host_pages(cuda, elements),
+        })
+    }
+
+    /// On the stream of the steps: behind the one that wrote what goes out, before the one that overwrites it.
+    pub(super) fn copy_pages(&mut self, cuda: &Cuda, copies: &[CopyPage]) -> Result<()> {
+        let copies = CopyPages::new(self.layout, copies);
+        self.layers.iter_mut().try_for_each(|layer| match &mut layer.pool {
+            Pool::Bf16(pages) => pages.copy(cuda, &copies),
+            Pool::Fp8(pages) => pages.copy(cuda, &copies),
+        })
+    }
+
     /// Rotates, appends, gives the queries.
     pub(super) fn append(
         &mut self,
@@ -93,22 +132,23 @@ impl Cache {
     ) -> Result<Tensor> {
         let mut queries = Tensor::new(cuda.pool(), qkv.tokens, self.append.query_features())?;
         let (sections, frequencies) = match &batch.rotations {
-            None => (&batch.sequences, &self.frequencies),
-            Some((sections, frequencies)) => (sections, frequencies),
+            None => (&batch.sequences, self.frequencies.as_view()),
+            Some((sections, frequencies)) => (sections, indices.floats(frequencies)?),
         };
         let views = sections.views(indices)?;
         let Layer { pool, key_scales, value_scales } = &mut self.layers[layer];
         let (key_scales, value_scales) = (&*key_scales, &*value_scales);
         macro_rules! append {
-            ($pool:expr) => {{
-                let mut pages = KvPages { layout: self.layout, pool: $pool, key_scales, value_scales };
+            ($pages:expr) => {{
+                let pool = &mut $pages.pool;
+                let mut pages = KvPages { layout: self.layout, pool, key_scales, value_scales };
                 let (qkv, queries) = (&qkv.values, &mut queries.values);
-                self.append.launch(cuda.stream(), qkv, frequencies, &views.batch(), queries, &mut pages)?;
+                self.append.launch(cuda.stream(), qkv, &frequencies, &views.batch(), queries, &mut pages)?;
             }};
         }
         match pool {
-            Pool::Bf16(pool) => append!(pool),
-            Pool::Fp8(pool) => append!(pool),
+            Pool::Bf16(pages) => append!(pages),
+            Pool::Fp8(pages) => append!(pages),
         }
         Ok(queries)
     }
@@ -123,8 +163,8 @@ impl Cache {
         indices: &Indices,
     ) -> Result<Tensor> {
         match &self.layers[layer].pool {
-            Pool::Bf16(pool) => self.attend_over(cuda, queries, pool, layer, batch, indices),
-            Pool::Fp8(pool) => self.attend_over(cuda, queries, pool, layer, batch, indices),
+            Pool::Bf16(pages) => self.attend_over(cuda, queries, &pages.pool, layer, batch, indices),
+            Pool::Fp8(pages) => self.attend_over(cuda, queries, &pages.pool, layer, batch, indices),
         }
     }
 

@@ -28,6 +28,7 @@ use device::gpu::{Gpu, Pinned, Pool, download, upload};
 use device::{Check, Result};
 use graphs::Graphs;
 use half::bf16;
+use kv_cache::CopyPage;
 use layers::Activation;
 use linear::{Form, to_bf16};
 use sampling::Sampled;
@@ -44,7 +45,7 @@ pub struct Cuda {
     w4a16: Mutex<W4A16Workspace>,
     indices: Mutex<Indices>,
     graphs: Mutex<Graphs>,
-    /// Where sampled tokens land.
+    /// Where sampled tokens land, and their log-probabilities behind them.
     sampled: Mutex<Pinned<u32>>,
     /// What options of sampling are copied through.
     staging: Mutex<Option<sample::Staging>>,
@@ -103,6 +104,15 @@ impl Cuda {
 
     fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    /// Where `words` words of what was sampled can land.
+    fn landing(&self, words: usize) -> Result<MutexGuard<'_, Pinned<u32>>> {
+        let mut sampled = lock(&self.sampled);
+        if words > sampled.len() {
+            *sampled = Pinned::zeros(self.gpu.context(), words.next_power_of_two())?;
+        }
+        Ok(sampled)
     }
 }
 
@@ -172,8 +182,16 @@ impl Backend for Cuda {
         Cache::new(self, spec)
     }
 
+    fn add_host_pages(&self, cache: &mut Cache, pages: usize) -> Result<()> {
+        cache.add_host_pages(self, pages)
+    }
+
+    fn copy_pages(&self, cache: &mut Cache, copies: &[CopyPage]) -> Result<()> {
+        cache.copy_pages(self, copies)
+    }
+
     fn begin(&self, step: &Step<'_>, cache: &Cache) -> Result<Batch> {
-        let (batch, flat) = lay_out(step, cache.pages, &cache.positions, self.stream(), cache.id)?;
+        let (batch, flat) = lay_out(step, cache.pages, &cache.positions, cache.id)?;
         let mut indices = lock(&self.indices);
         if flat.len() > indices.capacity() {
             *indices = Indices::new(&self.pool, flat.len().next_power_of_two())?;
@@ -268,10 +286,7 @@ impl Backend for Cuda {
             let rows = values.chunks_exact(logits.vocab_size);
             return samples.iter().zip(rows).map(|(sample, row)| sample.choose(row)).collect();
         }
-        let mut tokens = lock(&self.sampled);
-        if logits.tokens.len() > tokens.len() {
-            *tokens = Pinned::zeros(self.gpu.context(), logits.tokens.len().next_power_of_two())?;
-        }
+        let mut tokens = self.landing(logits.tokens.len())?;
         tokens.download(self.stream(), &logits.tokens)?;
         let tokens = &tokens.as_slice()?[..samples.len()];
         tokens.iter().map(|&token| sample::sampled(token, None)).collect()

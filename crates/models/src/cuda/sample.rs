@@ -4,7 +4,6 @@ use super::batch::{Builder, Indices};
 use super::{Cuda, Logits, lock};
 use crate::step::Sample;
 use cudarc::driver::CudaView;
-use device::gpu::download;
 use device::{Check, Result};
 use sampling::{BatchSampler, BatchWorkspace, NO_TOKEN, RowParams, Rows, Sampled};
 use std::ops::Range;
@@ -38,28 +37,35 @@ pub(super) fn sample(cuda: &Cuda, logits: &Logits, samples: &[Sample<'_>]) -> Re
     // SAFETY: the section was written from a slice of `RowParams`, whose every bit pattern is one, and starts at a multiple of
     // 16 bytes.
     let params = unsafe { view(&laid_out.params)?.transmute::<RowParams>(rows) };
-    // SAFETY: likewise of f32.
-    let bias_values = unsafe { view(&laid_out.bias_values)?.transmute::<f32>(laid_out.bias_values.len()) };
-    let (Some(params), Some(bias_values)): (Option<CudaView<'_, RowParams>>, Option<CudaView<'_, f32>>) =
-        (params, bias_values)
-    else {
-        return Err(Check("sample").error("options", "sections of whole elements", "others"));
-    };
+    let params: CudaView<'_, RowParams> = params.ok_or_else(|| {
+        let expected = format_args!("{rows} rows of {PARAMS} words");
+        Check("sample").error("options", expected, laid_out.params.len())
+    })?;
     let rows_on_device = Rows {
         params,
         history: view(&laid_out.history)?,
         history_offsets: view(&laid_out.history_offsets)?,
         prompt_lens: view(&laid_out.prompt_lens)?,
         bias_tokens: view(&laid_out.bias_tokens)?,
-        bias_values,
+        bias_values: options.floats(&laid_out.bias_values)?,
         bias_offsets: view(&laid_out.bias_offsets)?,
     };
-    let (mut tokens, mut logprobs) =
-        (cuda.pool().take(rows, "sampled tokens")?, cuda.pool().take(rows, "log-probabilities")?);
+    // One behind the other, to be copied to the host in one piece.
+    let words = 2 * rows;
+    let mut output = cuda.pool().take::<u32>(words, "sampled tokens and log-probabilities")?;
     let mut values = lock(&logits.values);
     let len = Check("sample").product("rows", &[rows, logits.vocab_size])?;
     let Some(mut values) = values.prefix_mut(len) else {
         return Err(Check("sample").error("logits", format_args!("{len} elements"), "fewer"));
+    };
+    let mut whole = output.prefix_mut(words);
+    let halves = whole.as_mut().and_then(|whole| whole.try_split_at_mut(rows));
+    let Some((mut tokens, mut logprobs)) = halves else {
+        return Err(Check("sample").error("rows", format_args!("room for {rows}"), "less"));
+    };
+    // SAFETY: a float is as large as an index, and any bits are one.
+    let Some(mut logprobs) = (unsafe { logprobs.transmute_mut::<f32>(rows) }) else {
+        return Err(Check("sample").error("rows", format_args!("room for {rows}"), "less"));
     };
     BatchSampler::new(logits.vocab_size)?.launch(
         stream,
@@ -69,11 +75,14 @@ pub(super) fn sample(cuda: &Cuda, logits: &Logits, samples: &[Sample<'_>]) -> Re
         &mut tokens,
         &mut logprobs,
     )?;
-    let tokens: Vec<u32> = download(stream, &tokens)?;
-    let logprobs: Vec<f32> = download(stream, &logprobs)?;
+    let mut landed = cuda.landing(words)?;
+    landed.download(stream, &output)?;
+    let (tokens, logprobs) = landed.as_slice()?[..words].split_at(rows);
     let chosen = samples.iter().zip(tokens.iter().zip(logprobs));
     chosen
-        .map(|(sample, (&token, logprob))| sampled(token, sample.params.logprobs.map(|_| logprob)))
+        .map(|(sample, (&token, &logprob))| {
+            sampled(token, sample.params.logprobs.map(|_| f32::from_bits(logprob)))
+        })
         .collect()
 }
 
