@@ -16,9 +16,10 @@
 //             has room for.
 //
 //   FP8 pages Q is two e4m3 terms under a scale for each row (high + low), so that only K and V are coarse; P is e4m3 with its
-//             row maximum at 2^8 to 2^8.75; row sums are taken over the rounded P, by a product with ones. After every
-//             few pages, counted from the start of the context, O is added to f32 numbers in shared memory and starts
-//             anew: the short accumulation of FP8 products never reaches beyond.
+//             row maximum at 2^8 to 2^8.75; row sums are taken over the rounded P, by eight rows of ones that stand behind
+//             those of V^T in shared memory, and so come out beside O. After every few pages, counted from the start of the
+//             context, O is added to f32 numbers in shared memory and starts anew: the short accumulation of FP8 products
+//             never reaches beyond.
 #pragma once
 #include <cstdint>
 
@@ -49,10 +50,9 @@ __device__ __forceinline__ void copy_pages(const DecodeArgs& args, typename Tile
     const uint32_t keys_empty = shared_address(shared.keys_empty), values_empty = shared_address(shared.values_empty);
     RingPlace<Tile::stages> at;
     at.parity = 1;
-    const auto copy = [&](uint32_t ring, const uint8_t* source, uint32_t full, uint32_t empty) {
+    const auto reserve = [&](uint32_t full, uint32_t empty) {
         barrier_wait(empty + 8 * at.slot, at.parity);
         barrier_expect_bytes(full + 8 * at.slot, Tile::tile_bytes);
-        bulk_load(ring + at.slot * Tile::tile_bytes, source, Tile::tile_bytes, full + 8 * at.slot, CachePolicy::normal);
     };
     const int count = pages.end - pages.begin;
     uint32_t mine = 0;  // a lane's page of the next 32
@@ -61,8 +61,15 @@ __device__ __forceinline__ void copy_pages(const DecodeArgs& args, typename Tile
         const uint64_t page = __shfl_sync(~0u, mine, i % 32);
         if (lane == 0) {
             const uint8_t* source = args.pages + (page * args.kv_heads + head) * (2 * Tile::tile_bytes);
-            copy(keys, source, keys_full, keys_empty);
-            copy(values, source + Tile::tile_bytes, values_full, values_empty);
+            reserve(keys_full, keys_empty);
+            bulk_load(keys + at.slot * Tile::tile_bytes, source, Tile::tile_bytes, keys_full + 8 * at.slot, CachePolicy::normal);
+            reserve(values_full, values_empty);
+            constexpr int copies = Tile::fp8 ? Tile::value_chunks : 1;
+#pragma unroll
+            for (int i = 0; i < copies; ++i)
+                bulk_load(values + at.slot * Tile::value_bytes + i * (Tile::value_bytes / copies),
+                          source + Tile::tile_bytes + i * (Tile::tile_bytes / copies), Tile::tile_bytes / copies,
+                          values_full + 8 * at.slot, CachePolicy::normal);
         }
         at.advance();
     }
@@ -151,13 +158,13 @@ __device__ __forceinline__ int score_token(int i) {
 // logarithms. Sums of bf16 pages are the thread's own part; those of FP8 pages are what has been promoted.
 template <class Tile>
 struct PrefillRows {
-    float o[Tile::head_dim / 2];
+    float o[Tile::accumulators];
     float top[2], sum[2], scale[2], decay[2], fading[2];
     bool grown;  // decay is not 1 for some row of the warp
 
     __device__ __forceinline__ void clear() {
 #pragma unroll
-        for (int i = 0; i < Tile::head_dim / 2; ++i) o[i] = 0.0f;
+        for (int i = 0; i < Tile::accumulators; ++i) o[i] = 0.0f;
 #pragma unroll
         for (int r = 0; r < 2; ++r) top[r] = minus_infinity, sum[r] = 0.0f, fading[r] = 1.0f;
     }
@@ -200,18 +207,20 @@ struct PrefillRows {
     }
 
     // After the product that was under way during softmax: brings O to the maxima of the next one.
-    __device__ __forceinline__ void rescale(float (&sums)[4]) {
+    __device__ __forceinline__ void rescale() {
         if (!grown) return;
 #pragma unroll
-        for (int i = 0; i < Tile::head_dim / 2; ++i) o[i] *= decay[i / 2 % 2];
+        for (int i = 0; i < Tile::accumulators; ++i) o[i] *= decay[i / 2 % 2];
         if constexpr (Tile::fp8) {
 #pragma unroll
-            for (int r = 0; r < 2; ++r) sums[2 * r] *= decay[r], fading[r] *= decay[r];
+            for (int r = 0; r < 2; ++r) fading[r] *= decay[r];
         }
     }
+    // Of the rounded P since the last promotion (FP8).
+    __device__ __forceinline__ float& recent(int r) { return o[Tile::accumulators - 4 + 2 * r]; }
 
-    // Adds what is in shared memory, `fading` with the maxima since, to O and `sums` (FP8).
-    __device__ __forceinline__ void add(const float4* promoted, float (&sums)[4]) {
+    // Adds what is in shared memory, `fading` with the maxima since, to O and the sums (FP8).
+    __device__ __forceinline__ void add(const float4* promoted) {
 #pragma unroll
         for (int i = 0; i < Tile::promoted_quads; ++i) {
             const float4 before = promoted[128 * i];
@@ -219,16 +228,16 @@ struct PrefillRows {
             o[4 * i + 2] += before.z * fading[1], o[4 * i + 3] += before.w * fading[1];
         }
 #pragma unroll
-        for (int r = 0; r < 2; ++r) sums[2 * r] += sum[r] * fading[r];
+        for (int r = 0; r < 2; ++r) recent(r) += sum[r] * fading[r];
     }
-    // The next product then overwrites O and `sums`.
-    __device__ __forceinline__ void promote(float4* promoted, float (&sums)[4], bool first) {
-        if (!first) add(promoted, sums);
+    // The next product then overwrites O and the sums.
+    __device__ __forceinline__ void promote(float4* promoted, bool first) {
+        if (!first) add(promoted);
 #pragma unroll
         for (int i = 0; i < Tile::promoted_quads; ++i)
             promoted[128 * i] = make_float4(o[4 * i], o[4 * i + 1], o[4 * i + 2], o[4 * i + 3]);
 #pragma unroll
-        for (int r = 0; r < 2; ++r) sum[r] = sums[2 * r], fading[r] = 1.0f;
+        for (int r = 0; r < 2; ++r) sum[r] = recent(r), fading[r] = 1.0f;
     }
 };
 
@@ -256,14 +265,14 @@ struct Consumer {
     const DecodeArgs& args;
     typename Tile::Shared& shared;
     const Chunk& chunk;
-    const uint32_t keys, values, keys_full, values_full, keys_empty, values_empty, ones, query;
+    const uint32_t keys, values, keys_full, values_full, keys_empty, values_empty, query;
     RingPlace<Tile::stages> key_place, value_place;
 
     __device__ __forceinline__ Consumer(const DecodeArgs& args, typename Tile::Shared& shared, const Chunk& chunk, int warpgroup)
         : args(args), shared(shared), chunk(chunk), keys(core_matrix_tile(shared.keys, page_tokens)),
-          values(core_matrix_tile(shared.values, Tile::head_dim)), keys_full(shared_address(shared.keys_full)),
+          values(core_matrix_tile(shared.values, Tile::value_rows)), keys_full(shared_address(shared.keys_full)),
           values_full(shared_address(shared.values_full)), keys_empty(shared_address(shared.keys_empty)),
-          values_empty(shared_address(shared.values_empty)), ones(core_matrix_tile(shared.ones, 8)),
+          values_empty(shared_address(shared.values_empty)),
           query(core_matrix_tile(shared.query[warpgroup], 64)) {}
 
     // Slots of the last page that hold no token may hold anything, NaN included: 0 x NaN would reach every row. All consumers
@@ -273,7 +282,7 @@ struct Consumer {
         for (int i = threadIdx.x; i < Tile::tile_bytes / 16; i += threads) {
             const int token = i / Tile::head_dim * chunk_tokens;
             if (token + chunk_tokens <= high) continue;
-            uint8_t* chunk = shared.values[slot] + 16 * i;
+            uint8_t* chunk = shared.values[slot] + 16 * (i + i / Tile::head_dim * (Tile::value_rows - Tile::head_dim));
 #pragma unroll
             for (int byte = 0; byte < 16; ++byte)
                 if (token + byte / Element::bytes >= high) chunk[byte] = 0;
@@ -323,21 +332,18 @@ struct Consumer {
         wgmma_commit();
     }
 
-    // Issues O += P . V of a page that is there, with the sums of P's rows; `accumulate` 0 overwrites both.
-    __device__ __forceinline__ void weigh(uint32_t (&weights)[Tile::value_steps][4], float (&o)[Tile::head_dim / 2],
-                                          float (&sums)[4], int accumulate) const {
-        const uint32_t tile = warp_uniform(values + value_place.slot * (Tile::tile_bytes / 16));
+    // Issues O += P . V of a page that is there, with the sums of P's rows where V has rows of ones; `accumulate` 0 overwrites.
+    __device__ __forceinline__ void weigh(uint32_t (&weights)[Tile::value_steps][4], float (&o)[Tile::accumulators],
+                                          int accumulate) const {
+        const uint32_t tile = warp_uniform(values + value_place.slot * (Tile::value_bytes / 16));
         wgmma_pin(o);
-        if constexpr (Tile::fp8) wgmma_pin(sums);
 #pragma unroll
         for (int k = 0; k < Tile::value_steps; ++k) wgmma_pin(weights[k]);
         wgmma_fence();
 #pragma unroll
-        for (int k = 0; k < Tile::value_steps; ++k) {
-            const int adds = k == 0 ? accumulate : 1;
-            if constexpr (Tile::fp8) Wgmma<8>::e4m3(sums, weights[k], core_matrix_descriptor(ones), adds);
-            Element::template product<Tile::head_dim>(o, weights[k], core_matrix_descriptor(tile + k * (2 * Tile::head_dim)), adds);
-        }
+        for (int k = 0; k < Tile::value_steps; ++k)
+            Element::template product<Tile::value_rows>(o, weights[k], core_matrix_descriptor(tile + k * (2 * Tile::value_rows)),
+                                                        k == 0 ? accumulate : 1);
         wgmma_commit();
     }
 };
@@ -403,7 +409,7 @@ __device__ __forceinline__ void consume_chunk(const DecodeArgs& args, typename T
 
     consumer.skip(block_pages.end - 1, block_pages.end - pages.end);
     if (pages.begin < pages.end) {
-        float s[32], sums[4] = {};
+        float s[32];
         float4* const promoted = &shared.promoted[warpgroup][0][Tile::fp8 ? threadIdx.x % 128 : 0];
         uint32_t weights[Tile::value_steps][4];
         consumer.await_keys();
@@ -418,7 +424,6 @@ __device__ __forceinline__ void consume_chunk(const DecodeArgs& args, typename T
         const auto finish = [&] {
             wgmma_wait<0>();
             wgmma_pin(rows.o);
-            if constexpr (Tile::fp8) wgmma_pin(sums);
             consumer.release_values();
         };
         int accumulate = 1, promotions = 0;
@@ -427,7 +432,7 @@ __device__ __forceinline__ void consume_chunk(const DecodeArgs& args, typename T
         for (int page = pages.end - 2; page >= pages.begin; --page) {
             consumer.score(q, s);
             consumer.await_values(page + 1);
-            consumer.weigh(weights, rows.o, sums, accumulate);
+            consumer.weigh(weights, rows.o, accumulate);
             wgmma_wait<1>();
             wgmma_pin(s);
             consumer.release_keys();
@@ -437,20 +442,20 @@ __device__ __forceinline__ void consume_chunk(const DecodeArgs& args, typename T
             // The branch inside keeps the assembler from moving the softmax behind the products' end.
             if (page > pages.begin) consumer.await_keys();
             finish();
-            rows.rescale(sums);
+            rows.rescale();
             pack<Tile>(s, weights);
             if constexpr (Tile::fp8) {
                 accumulate = (page + 1) % Tile::promoted_pages != 0;
-                if (!accumulate) rows.promote(promoted, sums, promotions++ == 0);
+                if (!accumulate) rows.promote(promoted, promotions++ == 0);
             }
         }
         consumer.await_values(pages.begin);
-        consumer.weigh(weights, rows.o, sums, accumulate);
+        consumer.weigh(weights, rows.o, accumulate);
         finish();
         if constexpr (Tile::fp8) {
-            if (promotions) rows.add(promoted, sums);
+            if (promotions) rows.add(promoted);
 #pragma unroll
-            for (int r = 0; r < 2; ++r) rows.sum[r] = sums[2 * r];
+            for (int r = 0; r < 2; ++r) rows.sum[r] = rows.recent(r);
         }
     }
     consumer.skip(pages.begin - 1, pages.begin - block_pages.begin);
@@ -488,8 +493,10 @@ __device__ __forceinline__ void prefill(const DecodeArgs& args) {
         barrier_init(&shared.values_empty[threadIdx.x], 4 * Tile::consumers);
         barrier_init_fence();
     }
-    if (Tile::fp8 && threadIdx.x < sizeof(shared.ones) / 4) {
-        reinterpret_cast<uint32_t*>(shared.ones)[threadIdx.x] = Tile::Element::ones;
+    if constexpr (Tile::fp8) {
+        constexpr int words = 8 * 16 / 4, row_words = Tile::value_rows * 16 / 4;  // of a chunk: ones, all
+        for (int i = threadIdx.x; i < Tile::stages * Tile::value_chunks * words; i += Tile::threads)
+            reinterpret_cast<uint32_t*>(shared.values)[i / words * row_words + row_words - words + i % words] = Tile::Element::ones;
         fence_async_shared();
     }
     grid_wait_predecessor();

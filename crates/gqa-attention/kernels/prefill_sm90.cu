@@ -6,10 +6,10 @@ using namespace peregrine;
 // element, its name, head_dim, consumers, register steps, promoted pages, bytes of dynamic shared memory. Blocks have
 // 128 * (consumers + 1) threads; how many consumers was chosen by time.
 #define PREFILL_VARIANTS(V)             \
-    V(E4m3, e4m3, 64, 4, 0, 4, 164352)  \
-    V(E4m3, e4m3, 128, 3, 2, 4, 221696) \
-    V(Bf16, bf16, 64, 4, 1, 1, 156288)  \
-    V(Bf16, bf16, 128, 3, 2, 1, 201344)
+    V(E4m3, e4m3, 64, 4, 0, 8, 168192)  \
+    V(E4m3, e4m3, 128, 3, 2, 8, 224512) \
+    V(Bf16, bf16, 64, 4, 1, 1, 156032)  \
+    V(Bf16, bf16, 128, 3, 2, 1, 200960)
 
 #define PREFILL_ENTRY(ELEMENT, NAME, HEAD_DIM, CONSUMERS, STEPS, PAGES, SHARED)                                  \
     extern "C" __global__ void __launch_bounds__(128 * (CONSUMERS) + 128, 1)                                     \

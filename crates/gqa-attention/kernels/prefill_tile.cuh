@@ -6,6 +6,11 @@
 
 namespace peregrine {
 
+// 136 columns: a head_dim of 128 with the sums of P.
+#define PEREGRINE_R68 PEREGRINE_R64 ",%64,%65,%66,%67"
+#define PEREGRINE_D68 PEREGRINE_D64, PEREGRINE_D(64)
+PEREGRINE_WGMMA(136, 68, "%68", "%69", "%70", "%71", "%72", "%73", "%74")
+
 // consumers: warpgroups that multiply, 64 rows each: the more, the better one's softmax hides behind the others' products, and
 // the fewer registers each has. register_steps: products along a row of Q whose operand stays in registers; that of the others
 // lies in shared memory. promoted_pages: how many pages the short accumulation of FP8 products sums up, a power of 2.
@@ -16,13 +21,17 @@ struct PrefillTile {
     static constexpr bool fp8 = Element::bytes == 1;
     static constexpr int rows = 64 * consumers, threads = 128 * (consumers + 1);
     static constexpr int tile_bytes = page_tokens * head_dim * Element::bytes;
+    // Rows of the operand that V is: with FP8 eight of ones behind those of head_dim, which add up P.
+    static constexpr int value_rows = head_dim + (fp8 ? 8 : 0), value_bytes = page_tokens * value_rows * Element::bytes;
+    static constexpr int value_chunks = page_tokens * Element::bytes / 16;  // of the tile, and of its copy with FP8
+    static constexpr int accumulators = value_rows / 2;                     // of O, and the sums of P behind them
     // Products along a row of Q, and along the tokens of a page; terms: Q as high + low.
     static constexpr int query_steps = head_dim * Element::bytes / 32, value_steps = page_tokens * Element::bytes / 32;
     static constexpr int terms = fp8 ? 2 : 1, shared_steps = query_steps - register_steps, step_bytes = 64 * 32;
     static constexpr int query_bytes = terms * shared_steps * step_bytes;  // of a warpgroup, in shared memory
     static constexpr int promoted_quads = fp8 ? head_dim / 8 : 0;          // of f32 that a thread keeps there
     static constexpr int fit =
-        (shared_memory_limit - 1024 - consumers * (query_bytes + 128 * 16 * promoted_quads)) / (2 * tile_bytes);
+        (shared_memory_limit - 1024 - consumers * (query_bytes + 128 * 16 * promoted_quads)) / (tile_bytes + value_bytes);
     static constexpr int stages = fit > 8 ? 8 : fit;  // pages in the ring
     // P is scaled so that the maximum is 2^shift: e4m3 then reaches 2^-17 below it.
     static constexpr float shift = fp8 ? 8.0f : 0.0f;
@@ -35,10 +44,9 @@ struct PrefillTile {
 
     struct Shared {
         alignas(128) uint8_t keys[stages][tile_bytes];
-        alignas(128) uint8_t values[stages][tile_bytes];
+        alignas(128) uint8_t values[stages][value_bytes];
         alignas(128) uint8_t query[consumers][query_bytes ? query_bytes : 128];  // operand A: [step][2 chunks][64 rows][16 bytes]
         alignas(128) float4 promoted[consumers][promoted_quads ? promoted_quads : 1][promoted_quads ? 128 : 1];
-        alignas(128) uint8_t ones[256];                                          // operand B that sums P, e4m3 only
         alignas(8) uint64_t keys_full[stages], keys_empty[stages], values_full[stages], values_empty[stages];
     };
     static_assert(sizeof(Shared) <= shared_memory_limit);

@@ -126,10 +126,10 @@ macro_rules! prefill_variants {
 }
 
 static PREFILL_VARIANTS: [PrefillVariant; 4] = prefill_variants![
-    "e4m3" 64 4 164352
-    "e4m3" 128 3 221696
-    "bf16" 64 4 156288
-    "bf16" 128 3 201344
+    "e4m3" 64 4 168192
+    "e4m3" 128 3 224512
+    "bf16" 64 4 156032
+    "bf16" 128 3 200960
 ];
 
 /// Which of its kernels serves a launch of [`Attention::launch`].

@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::sync::Mutex;
 
 /// Multiplications of a usual case, at most.
-const MULTIPLICATIONS: usize = 1 << 24;
+const MULTIPLICATIONS: usize = 1 << 23;
 
 /// A shape and a number of tokens: around every width that a tile may have, single tokens, several panels of tiles; few
 /// features and enough for wide tiles; one group and enough for many windows, and for units that are half padding.

@@ -2,12 +2,13 @@
 
 use crate::common::{Case, Sequence};
 use crate::on_device::{self, rounded};
-use crate::truth::{Page, truth};
+use crate::truth::{Page, sums_rounded, truth};
 use device::{E4m3, Element};
 use gqa_attention::{Attention, AttentionKernel, AttentionOptions, AttentionShape};
 use half::bf16;
 use op_test::Rng;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// New tokens, and how many the launch is told of: what makes either kernel run.
 const LAUNCHES: [(AttentionKernel, usize, usize); 2] =
@@ -72,15 +73,16 @@ fn distance(a: &[f64], b: &[f64]) -> f64 {
     root_of_squares(a.iter().zip(b).map(|(a, b)| a - b))
 }
 
-/// The error, relative to the output, is no larger at 128k tokens than at 1k; neither where values are spread around zero nor
-/// where they add up, which is where short accumulations would lose most.
+/// The error, relative to the output, does not grow from 1k to 128k tokens beyond what rounding probabilities and outputs to
+/// their formats explains: that part follows how many keys weigh in, which here grows with the context. Neither where values
+/// are spread around zero nor where they add up, which is where short accumulations would lose most.
 #[test]
 #[ignore = "needs an H200"]
 fn errors_do_not_grow_with_the_context_full_size() {
     fn grow<T: Page>(rng: &mut Rng, mean: f32, (kernel, queries, told): (AttentionKernel, usize, usize)) {
         let mut long = random::<T>(rng, LLAMA, 131_072, queries);
         long.values[0].iter_mut().for_each(|v| *v = T::from_f32(v.to_f32() + mean));
-        let mut errors = Vec::new();
+        let mut shares = Vec::new();
         for context in [1024, 8192, 32_768, 131_072] {
             let mut case = long.clone();
             case.sequences[0].context = context;
@@ -88,10 +90,16 @@ fn errors_do_not_grow_with_the_context_full_size() {
             case.values[0].truncate(context * LLAMA.head_dim);
             let got = run(rng, &case, kernel, told);
             let want: Vec<f64> = truth(&case, kernel).into_iter().flat_map(|row| row.output).collect();
-            errors.push(distance(&got, &want) / root_of_squares(want.iter().copied()));
+            let rounded = explained(&case, kernel).into_iter().map(|o| bf16::from_f64(o).to_f64());
+            let alone = distance(&rounded.collect::<Vec<_>>(), &want);
+            let size = root_of_squares(want.iter().copied());
+            shares.push((distance(&got, &want) / size, distance(&got, &want) / alone));
         }
-        println!("{} {kernel}, values around {mean}: relative errors {errors:.5?}", T::NAME);
-        assert!(errors.iter().all(|error| *error <= 1.05 * errors[0]), "the error grows");
+        println!(
+            "{} {kernel}, values around {mean}, relative errors, of what is explained: {shares:.5?}",
+            T::NAME
+        );
+        assert!(shares.iter().all(|(_, share)| *share <= 1.1), "the error grows");
     }
     let mut rng = Rng::new(42);
     for launch in LAUNCHES {
@@ -122,34 +130,33 @@ fn quantized(case: &Case<bf16>) -> Case<E4m3> {
     Case { shape, options, sequences, keys, values, key_scales, value_scales, queries }
 }
 
-/// Attention in f64 over quantized keys and values with quantized probabilities: e4m3 where the largest of a row is 2^8, and
-/// the row's sum taken over them. Plain decoding: no mask but the causal one, no bias.
-fn explained(case: &Case<E4m3>) -> Vec<f64> {
+/// Attention in f64 with probabilities as the kernel rounds them: e4m3 where the largest of a row is 2^8, or bf16, the row's sum
+/// taken before or after. One sequence, no mask but the causal one, no bias.
+fn explained<T: Page>(case: &Case<T>, kernel: AttentionKernel) -> Vec<f64> {
     let AttentionShape { query_heads, kv_heads, head_dim } = case.shape;
     let Sequence { context, queries } = case.sequences[0];
-    let element = |from: &[E4m3], token: usize, head: usize, dim: usize| {
-        f64::from(from[(token * kv_heads + head) * head_dim + dim].to_f32())
-    };
+    let wide = |from: &[T]| -> Vec<f64> { from.par_iter().map(|x| f64::from(x.to_f32())).collect() };
+    let (keys, values) = (wide(&case.keys[0]), wide(&case.values[0]));
     let rows = (0..queries * query_heads).into_par_iter().map(|row| {
         let (head, end) = (row % query_heads / case.shape.group(), context - queries + row / query_heads + 1);
-        let scale = f64::from(case.key_scales[head]) / (head_dim as f64).sqrt();
-        let query = &case.queries[row * head_dim..][..head_dim];
-        let score = |token| -> f64 {
-            let products = query.iter().enumerate();
-            products.map(|(dim, &q)| f64::from(q) * element(&case.keys[0], token, head, dim)).sum()
+        let tokens = |of: &[f64]| -> Vec<Range<usize>> {
+            let heads = (head..of.len() / head_dim).step_by(kv_heads);
+            heads.map(|at| at * head_dim..(at + 1) * head_dim).take(end).collect()
         };
-        let scores: Vec<f64> = (0..end).map(|token| scale * score(token)).collect();
+        let scale = f64::from(case.key_scales[head]) / (head_dim as f64).sqrt();
+        let query: Vec<f64> = case.queries[row * head_dim..][..head_dim].iter().map(|&q| q.into()).collect();
+        let score = |key: &[f64]| scale * query.iter().zip(key).map(|(q, k)| q * k).sum::<f64>();
+        let scores: Vec<f64> = tokens(&keys).into_iter().map(|key| score(&keys[key])).collect();
         let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let weights: Vec<f64> = scores
-            .iter()
-            .map(|s| f64::from(E4m3::from_f32((256.0 * (s - top).exp()) as f32).to_f32()))
-            .collect();
-        let sum = weights.iter().sum::<f64>() / f64::from(case.value_scales[head]);
-        let output = (0..head_dim).map(move |dim| {
-            let values = weights.iter().enumerate();
-            values.map(|(token, w)| w * element(&case.values[0], token, head, dim)).sum::<f64>() / sum
-        });
-        output.collect::<Vec<f64>>()
+        let exact = scores.iter().map(|s| 256.0 * (s - top).exp());
+        let weights: Vec<f64> = exact.clone().map(|w| f64::from(T::from_f32(w as f32).to_f32())).collect();
+        let sum: f64 = if sums_rounded::<T>(kernel) { weights.iter().sum() } else { exact.sum() };
+        let factor = f64::from(case.value_scales[head]) / sum;
+        let mut output = vec![0.0; head_dim];
+        for (weight, value) in weights.iter().zip(tokens(&values)) {
+            output.iter_mut().zip(&values[value]).for_each(|(o, v)| *o += factor * weight * v);
+        }
+        output
     });
     rows.collect::<Vec<_>>().concat()
 }
@@ -160,15 +167,15 @@ fn explained(case: &Case<E4m3>) -> Vec<f64> {
 #[ignore = "needs an H200"]
 fn fp8_costs_the_quantization_of_keys_values_and_probabilities() {
     let mut rng = Rng::new(43);
-    let falcon = AttentionShape { query_heads: 58, kv_heads: 2, head_dim: 64 };
-    let llama = AttentionShape { query_heads: 16, kv_heads: 2, head_dim: 128 };
-    for (shape, context) in [(llama, 512), (llama, 4096), (falcon, 512), (falcon, 2048)] {
+    let falcon = AttentionShape { query_heads: 232, kv_heads: 8, head_dim: 64 };
+    let llama = AttentionShape { query_heads: 64, kv_heads: 8, head_dim: 128 };
+    for (shape, context) in [(llama, 512), (llama, 4096), (falcon, 2048)] {
         for (kernel, queries, told) in [(AttentionKernel::Decode, 4, 1), (AttentionKernel::Prefill, 5, 512)] {
             let plain = random::<bf16>(&mut rng, shape, context, queries);
             let want: Vec<f64> = truth(&plain, kernel).into_iter().flat_map(|row| row.output).collect();
             let case = quantized(&plain);
             let got = run(&mut rng, &case, kernel, told);
-            let (error, alone) = (distance(&got, &want), distance(&explained(&case), &want));
+            let (error, alone) = (distance(&got, &want), distance(&explained(&case, kernel), &want));
             println!(
                 "{kernel} {shape:?} {context} tokens: {:.4} of the output, {:.4} of what quantization explains",
                 error / root_of_squares(want.iter().copied()),

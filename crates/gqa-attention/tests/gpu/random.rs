@@ -14,7 +14,7 @@ use std::ops::Range;
 use std::sync::Mutex;
 
 /// Scores times head_dim of a case, elements of its keys: what keeps the truth quick.
-const WORK: usize = 4 << 20;
+const WORK: usize = 2 << 20;
 const ELEMENTS: usize = 1 << 18;
 
 fn shape(rng: &mut Rng, head_dims: &[usize]) -> AttentionShape {

@@ -59,7 +59,7 @@ pub struct Truth {
 }
 
 /// Whether the row sums of a kernel are those of the rounded probabilities: all but prefill's over bf16 pages are.
-fn sums_rounded<T: Page>(kernel: AttentionKernel) -> bool {
+pub fn sums_rounded<T: Page>(kernel: AttentionKernel) -> bool {
     kernel == AttentionKernel::Decode || T::NAME != bf16::NAME
 }
 
