@@ -6,10 +6,14 @@
 //                                                    that holds the tile's first unit adds the partials of those after it,
 //                                                    in their order: the sum is the same on every run.
 //
+// How a block knows that a partial has come: large ones have a flag. Small ones (V::kByValue) are awaited themselves: a word
+// of the workspace is kAbsent until its value is there, and again once that has been read. Then a hand-over is one store and
+// one load of L2, where a flag takes a store, a fence, a store and two loads, a microsecond more at the end of every product.
+//
 // The packed order (blocks of 64 features, stripes of 8 blocks, units of 128 along K, windows of 8 groups) is drawn in
 // src/pack.rs.
 //
-// V, a variant: kTokens of a tile, kMultipliers warpgroups with kBlocks feature blocks each, kValues = kTokens / 2.
+// V, a variant: kTokens of a tile, kMultipliers warpgroups with kBlocks feature blocks each, kValues = kTokens / 2, kByValue.
 #pragma once
 #include <cstdint>
 
@@ -29,7 +33,8 @@ constexpr int kParameterBytes = kScaleBytes + kWindow * kBlockFeatures / 2;  // 
 
 // The product as the schedule sees it: a launch's description P is one, or has members of these names.
 struct Work {
-    float* partials;              // workspace: tile features x tile tokens for each block of the grid
+    float* partials;              // workspace: tile features x tile tokens for each block of the grid; where they are awaited
+                                  // by value, kAbsent before and after every launch
     uint32_t* flags;              // workspace: kMultipliers for each block of the grid; zero before and after every launch
     int32_t tokens, features;     // features in multiples of 64
     int32_t units, windows;       // ceil(K / 128), ceil(groups / 8)
@@ -136,8 +141,10 @@ __device__ __forceinline__ float4* partial_slot(const P& p, uint32_t block, cons
     return reinterpret_cast<float4*>(p.partials) + (block * V::kMultipliers + lane.multiplier) * kVectors * 128 + lane.thread;
 }
 
+// ---- Partials with flags --------------------------------------------------------------------------------------------------
+
 template <class V, class P>
-__device__ __forceinline__ void leave_partial(const Accumulators<V>& acc, const P& p, const Lane& lane) {
+__device__ __forceinline__ void leave_flagged(const Accumulators<V>& acc, const P& p, const Lane& lane) {
     float4* slot = partial_slot<V>(p, blockIdx.x, lane);
     const float4* values = reinterpret_cast<const float4*>(&acc[0][0]);
 #pragma unroll
@@ -148,7 +155,7 @@ __device__ __forceinline__ void leave_partial(const Accumulators<V>& acc, const 
 
 // They began with the tile, so they are done early.
 template <class V, class P>
-__device__ __forceinline__ void add_partials(Accumulators<V>& acc, const P& p, int tile, const Lane& lane) {
+__device__ __forceinline__ void add_flagged(Accumulators<V>& acc, const P& p, int tile, const Lane& lane) {
     const int tile_end = (tile + 1) * p.units;
     const auto has_part = [&](uint32_t block) { return block < gridDim.x && stream_begin(p, block) < tile_end; };
     // Thread i awaits block i: many small partials cost one round trip, not one each.
@@ -171,6 +178,114 @@ __device__ __forceinline__ void add_partials(Accumulators<V>& acc, const P& p, i
             values[i].w += other.w;
         }
     }
+}
+
+// ---- Partials that are awaited themselves -----------------------------------------------------------------------------------
+
+constexpr uint32_t kAbsent = 0xffffffffu;  // a NaN; a partial that is this one is turned into another
+
+__device__ __forceinline__ void store_relaxed(float4* to, uint4 v) {
+    asm volatile("st.relaxed.gpu.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+                 : "memory");
+}
+__device__ __forceinline__ uint4 load_relaxed(const float4* from) {
+    uint4 v;
+    asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(from)
+                 : "memory");
+    return v;
+}
+__device__ __forceinline__ bool absent(const uint4& v) {
+    return v.x == kAbsent || v.y == kAbsent || v.z == kAbsent || v.w == kAbsent;
+}
+
+template <class V, class P>
+__device__ __forceinline__ void leave_values(const Accumulators<V>& acc, const P& p, const Lane& lane) {
+    float4* slot = partial_slot<V>(p, blockIdx.x, lane);
+    const float* values = &acc[0][0];
+    const auto word = [&](int i) { return min(__float_as_uint(values[i]), kAbsent - 1); };
+#pragma unroll
+    for (int i = 0; i < V::kBlocks * V::kValues / 4; ++i) {
+        store_relaxed(slot + i * 128, make_uint4(word(4 * i), word(4 * i + 1), word(4 * i + 2), word(4 * i + 3)));
+    }
+}
+
+// Parts are added in order, several on their way at once.
+template <class V, class P>
+__device__ __forceinline__ void add_values(Accumulators<V>& acc, const P& p, int parts, const Lane& lane) {
+    constexpr int kVectors = V::kBlocks * V::kValues / 4, kPiece = kVectors > 4 ? 2 : kVectors, kAtOnce = 4;
+    constexpr int kStride = V::kMultipliers * kVectors * 128;  // from a block's partial to the next one's
+    static_assert(kVectors % kPiece == 0);
+    float* values = &acc[0][0];
+    float4* slot = partial_slot<V>(p, blockIdx.x + 1, lane);
+#pragma unroll 1
+    for (; parts > 0; parts -= kAtOnce, slot += kAtOnce * kStride) {
+#pragma unroll
+        for (int first = 0; first < kVectors; first += kPiece) {
+            uint4 part[kAtOnce][kPiece];
+            bool wait;
+            do {
+#pragma unroll
+                for (int j = 0; j < kAtOnce; ++j) {
+#pragma unroll
+                    for (int i = 0; i < kPiece; ++i) {
+                        part[j][i] = j < parts ? load_relaxed(slot + j * kStride + (first + i) * 128) : make_uint4(0, 0, 0, 0);
+                    }
+                }
+                wait = false;
+#pragma unroll
+                for (int j = 0; j < kAtOnce; ++j) {
+#pragma unroll
+                    for (int i = 0; i < kPiece; ++i) wait |= absent(part[j][i]);
+                }
+            } while (wait);
+#pragma unroll
+            for (int j = 0; j < kAtOnce; ++j) {
+                if (j >= parts) continue;
+#pragma unroll
+                for (int i = 0; i < kPiece; ++i) {
+                    store_relaxed(slot + j * kStride + (first + i) * 128, make_uint4(kAbsent, kAbsent, kAbsent, kAbsent));
+                    float* to = values + 4 * (first + i);
+                    to[0] += __uint_as_float(part[j][i].x);
+                    to[1] += __uint_as_float(part[j][i].y);
+                    to[2] += __uint_as_float(part[j][i].z);
+                    to[3] += __uint_as_float(part[j][i].w);
+                }
+            }
+        }
+    }
+}
+
+// How many blocks after this one have a part of the tile.
+template <class P>
+__device__ __forceinline__ int parts_behind(const P& p, int tile) {
+    // stream_begin of all those blocks, by divisions of 32 bits.
+    const uint32_t grid = gridDim.x, total = static_cast<uint32_t>(p.stream_tiles) * p.units, each = total / grid;
+    const uint32_t rest = total - each * grid, tile_end = static_cast<uint32_t>(tile + 1) * p.units;
+    uint32_t block = blockIdx.x + 1;
+    while (block < grid && block * each + block * rest / grid < tile_end) ++block;
+    return block - blockIdx.x - 1;
+}
+
+// ---- Either -----------------------------------------------------------------------------------------------------------------
+
+template <class V, class P>
+__device__ __forceinline__ void leave_partial(const Accumulators<V>& acc, const P& p, const Lane& lane) {
+    if constexpr (V::kByValue) leave_values<V>(acc, p, lane);
+    else leave_flagged<V>(acc, p, lane);
+}
+
+// How many partials a segment awaits, if they are awaited by value: counted before the products, in the shadow of their loads.
+template <class V, class P>
+__device__ __forceinline__ int values_behind(const P& p, const Segment& s) {
+    return V::kByValue && s.first_unit == 0 && s.end_unit < p.units ? parts_behind(p, s.tile) : 0;
+}
+
+template <class V, class P>
+__device__ __forceinline__ void add_partials(Accumulators<V>& acc, const P& p, int tile, int values, const Lane& lane) {
+    if constexpr (V::kByValue) add_values<V>(acc, p, values, lane);
+    else add_flagged<V>(acc, p, tile, lane);
 }
 
 }  // namespace packed

@@ -20,6 +20,10 @@
 //   normals being one linear ramp. So a mask leaves two codes in a word, and one fused multiply-add makes them
 //   (q - z) * kStep, exactly: 9 instructions for 8 weights. 1 / kStep goes into the epilogue.
 //
+//   Up to 16 tokens (kRaw) the mask is all: 5 instructions for 8 weights, and operands whose bits toggle less, where the card's
+//   power decides its clock. Rows r have q, rows r + 8 have 16 q, which their scales take back. Zero points are taken out
+//   after the products: acc += s * (part - z * X), with X the sum of x over the group, which the turning warps add up.
+//
 //   Turning: the packed order (drawn in src/pack.rs) was made for e4m3: thread t of a quad has in one word the codes
 //   k = 4t .. 4t + 3 of each 16 along K, and the mask takes every second one. wgmma of 16-bit types gives that thread
 //   2t, 2t + 1 and 8 + 2t, 9 + 2t. A product may sum K in any order, so the activations are turned instead:
@@ -116,13 +120,49 @@ __device__ __forceinline__ uint4 every_second(uint4 low, uint4 high, uint32_t ha
 }
 
 template <class V>
+__device__ __forceinline__ float sum_of_8(const uint4& v) {
+    const float2 a = V::Type::floats(v.x), b = V::Type::floats(v.y), c = V::Type::floats(v.z), d = V::Type::floats(v.w);
+    return ((a.x + a.y) + (b.x + b.y)) + ((c.x + c.y) + (d.x + d.y));
+}
+
+template <class V>
+__device__ __forceinline__ uint4 raised(const uint4& v) {
+    return make_uint4(V::Type::raised(v.x), V::Type::raised(v.y), V::Type::raised(v.z), V::Type::raised(v.w));
+}
+
+// The stage's group sums, in units of the products', from a thread's sums of the 16s that it turned: four threads have a token's
+// box. `box` is the first of them, and the only one with 8 tokens, whose other box is the other warp's.
+template <class V, int kBoxes>
+__device__ __forceinline__ void leave_group_sums(uint32_t to, float (&sums)[kBoxes], int box, int thread) {
+#pragma unroll
+    for (float& sum : sums) {
+        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+    }
+    const auto store = [&](int group, float sum) {
+        if (thread % 4 == 0) shared_store_32(to + group * V::kTokens * 4, __float_as_uint(V::Type::kRawStep * sum));
+    };
+    if constexpr (V::kGroups == 2) {
+#pragma unroll
+        for (int i = 0; i < kBoxes; ++i) store(box + i, sums[i]);
+    } else if constexpr (kBoxes == 2) {
+        store(0, sums[0] + sums[1]);
+    } else {
+        if (box == 1 && thread % 4 == 0) shared_store_32(to, __float_as_uint(sums[0]));
+        named_barrier_sync(1 + V::kMultipliers, kTurners);
+        if (box == 0) store(0, sums[0] + __uint_as_float(shared_load_32(to)));
+    }
+}
+
+template <class V>
 __device__ __forceinline__ void turn(uint32_t shared, const Problem& p, int thread) {
     // A 16 of a row is two 16-byte chunks c and c + 1 (c even), at c ^ (row % 8) and that ^ 1. Four 16s of two rows are one
-    // pass over all banks. A thread has the same place in every pass: rows advance by kTurners / 4, a multiple of 8.
-    constexpr int kPasses = V::kXBytes / 32 / kTurners, kAtOnce = kPasses > 1 ? 2 : 1;
-    static_assert(kPasses % kAtOnce == 0);
-    const int row = thread / 4;
-    const int at = row * 128 + ((2 * (thread % 4)) ^ (row % 8)) * 16;
+    // pass over all banks. A thread has the same place in every pass: rows advance by kTurners / 4, a multiple of 8. Passes
+    // are both boxes of 64 along K, or, with 8 tokens, half of the threads have the one and half the other.
+    constexpr int kRows = kTurners / 4, kBoxes = V::kTokens < kRows ? 1 : 2, kRounds = (V::kTokens + kRows - 1) / kRows;
+    static_assert(V::kTokens == 8 || V::kTokens % kRows == 0);
+    const int row = thread / 4 % V::kTokens, box = thread / 4 / V::kTokens;
+    const int at = box * V::kBoxBytes + row * 128 + ((2 * (thread % 4)) ^ (row % 8)) * 16;
     Segment s;
     Stages<V> stages(shared);
     for (Schedule<V> schedule(p.work); schedule.next(p.work, s);) {
@@ -130,19 +170,28 @@ __device__ __forceinline__ void turn(uint32_t shared, const Problem& p, int thre
             const uint32_t first = stages.data() + at;
             stages.wait_full();
 #pragma unroll 1
-            for (int pass = 0; pass < kPasses; pass += kAtOnce) {
-                uint4 low[kAtOnce], high[kAtOnce];
+            for (int round = 0; round < kRounds; ++round) {
+                uint4 low[kBoxes], high[kBoxes];
+                float sums[kBoxes];
 #pragma unroll
-                for (int i = 0; i < kAtOnce; ++i) {
-                    const uint32_t from = first + (pass + i) * (kTurners / 4) * 128;
+                for (int i = 0; i < kBoxes; ++i) {
+                    const uint32_t from = first + round * kRows * 128 + i * V::kBoxBytes;
                     low[i] = shared_load_128(from);
                     high[i] = shared_load_128(from ^ 16);
                 }
 #pragma unroll
-                for (int i = 0; i < kAtOnce; ++i) {
-                    const uint32_t to = first + (pass + i) * (kTurners / 4) * 128;
+                for (int i = 0; i < kBoxes; ++i) {
+                    const uint32_t to = first + round * kRows * 128 + i * V::kBoxBytes;
+                    if (V::kRaw) {
+                        sums[i] = sum_of_8<V>(low[i]) + sum_of_8<V>(high[i]);
+                        low[i] = raised<V>(low[i]);
+                        high[i] = raised<V>(high[i]);
+                    }
                     shared_store_128(to, every_second(low[i], high[i], 0x5410));
                     shared_store_128(to ^ 16, every_second(low[i], high[i], 0x7632));
+                }
+                if constexpr (V::kRaw) {
+                    leave_group_sums<V>(stages.group_sums(shared) + (round * kRows + row) * 4, sums, box, thread);
                 }
             }
             fence_async_shared();
@@ -164,7 +213,7 @@ struct Codes {
 };
 
 // Scales and zero points of rows r and r + 8 in one group.
-template <class V>
+template <class V, bool kRaw = V::kRaw>
 struct Group {
     float scale[2];
     uint32_t minus_zero[2];  // -z * kStep, twice
@@ -177,37 +226,74 @@ struct Group {
         minus_zero[0] = V::Type::multiply_add(twice & 0x000f000fu, V::Type::kLow ^ 0x80008000u, 0x80008000u);
         minus_zero[1] = V::Type::multiply_add(twice & 0x00f000f0u, V::Type::kHigh ^ 0x80008000u, 0x80008000u);
     }
+    // One step of 16 along K as wgmma's register operand.
+    __device__ __forceinline__ void widen(uint32_t (&a)[4], uint32_t word) const {
+        const uint32_t odd = word >> 8;
+        a[0] = V::Type::multiply_add(word & 0x000f000fu, V::Type::kLow, minus_zero[0]);
+        a[1] = V::Type::multiply_add(word & 0x00f000f0u, V::Type::kHigh, minus_zero[1]);
+        a[2] = V::Type::multiply_add(odd & 0x000f000fu, V::Type::kLow, minus_zero[0]);
+        a[3] = V::Type::multiply_add(odd & 0x00f000f0u, V::Type::kHigh, minus_zero[1]);
+        wgmma_pin(a);
+    }
 };
 
-// One step of 16 along K as wgmma's register operand.
+// The same of raw codes. Those of row r + 8 are 16-fold: so is its zero point, and its scale is a sixteenth.
 template <class V>
-__device__ __forceinline__ void widen(uint32_t (&a)[4], uint32_t word, const Group<V>& group) {
-    const uint32_t odd = word >> 8;
-    a[0] = V::Type::multiply_add(word & 0x000f000fu, V::Type::kLow, group.minus_zero[0]);
-    a[1] = V::Type::multiply_add(word & 0x00f000f0u, V::Type::kHigh, group.minus_zero[1]);
-    a[2] = V::Type::multiply_add(odd & 0x000f000fu, V::Type::kLow, group.minus_zero[0]);
-    a[3] = V::Type::multiply_add(odd & 0x00f000f0u, V::Type::kHigh, group.minus_zero[1]);
-    wgmma_pin(a);
-}
+struct Group<V, true> {
+    float scale[2], minus_zero[2];
+    __device__ __forceinline__ void load(uint32_t parameters, int in_window, int row) {
+        const uint32_t scales = shared_load_32(parameters + in_window * 2 * kBlockFeatures + 4 * row);
+        const uint32_t zeros = shared_load_8(parameters + kScaleBytes + in_window * kBlockFeatures / 2 + row);
+        scale[0] = f32_from_f16(static_cast<uint16_t>(scales));
+        scale[1] = 0x1p-4f * f32_from_f16(static_cast<uint16_t>(scales >> 16));
+        // 0x4b000000 is 2^23, whose last bit is 1.
+        minus_zero[0] = 0x1p23f - __uint_as_float((zeros & 0x0fu) | 0x4b000000u);
+        minus_zero[1] = 0x1p23f - __uint_as_float((zeros & 0xf0u) | 0x4b000000u);
+    }
+    __device__ __forceinline__ void widen(uint32_t (&a)[4], uint32_t word) const {
+        const uint32_t odd = word >> 8;
+        a[0] = word & 0x000f000fu;
+        a[1] = word & 0x00f000f0u;
+        a[2] = odd & 0x000f000fu;
+        a[3] = odd & 0x00f000f0u;
+        wgmma_pin(a);
+    }
+};
 
-// acc += s * part, row by row: consecutive FMAs then share the scale's register read.
-template <int kChainValues>
-__device__ __forceinline__ void promote(float* acc, float (&part)[kChainValues], const float (&scale)[2]) {
+// Group sums of a thread's tokens in a chain.
+template <class V>
+struct Sums {
+    uint2 pairs[V::kChainValues / 4];
+    __device__ __forceinline__ void load(uint32_t of_slice, int column) {
+        if constexpr (V::kRaw) {
+#pragma unroll
+            for (int j = 0; j < V::kChainValues / 4; ++j) pairs[j] = shared_load_64(of_slice + (8 * j + 2 * column) * 4);
+        }
+    }
+};
+
+// acc += s * part, or s * (part - z * X), row by row: consecutive FMAs then share the scale's register read.
+template <class V>
+__device__ __forceinline__ void promote(float* acc, float (&part)[V::kChainValues], const Group<V>& group, const Sums<V>& sums) {
     wgmma_pin(part);
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
 #pragma unroll
-        for (int i = 2 * row; i < kChainValues; i += 4) {
-            acc[i] = fmaf(scale[row], part[i], acc[i]);
-            acc[i + 1] = fmaf(scale[row], part[i + 1], acc[i + 1]);
+        for (int i = 2 * row; i < V::kChainValues; i += 4) {
+            if constexpr (V::kRaw) {
+                part[i] = fmaf(group.minus_zero[row], __uint_as_float(sums.pairs[i / 4].x), part[i]);
+                part[i + 1] = fmaf(group.minus_zero[row], __uint_as_float(sums.pairs[i / 4].y), part[i + 1]);
+            }
+            acc[i] = fmaf(group.scale[row], part[i], acc[i]);
+            acc[i + 1] = fmaf(group.scale[row], part[i + 1], acc[i + 1]);
         }
     }
 }
 
 // Accumulates units first .. end of one window, whose parameters are those of the warpgroup's blocks.
 template <class V>
-__device__ __forceinline__ void multiply(Accumulators<V>& acc, Stages<V>& stages, uint32_t parameters, int first, int end,
-                                         const Lane& lane) {
+__device__ __forceinline__ void multiply(Accumulators<V>& acc, Stages<V>& stages, uint32_t shared, uint32_t parameters, int first,
+                                         int end, const Lane& lane) {
     const uint32_t blocks = V::kXBytes + lane.multiplier * V::kBlocks * kCodeBytes;
     const int row = 8 * lane.warp + lane.row;
     Codes codes;
@@ -228,7 +314,7 @@ __device__ __forceinline__ void multiply(Accumulators<V>& acc, Stages<V>& stages
     stages.wait_full();
     codes.load(stages.data() + blocks, lane.thread);
     for (int unit = first; unit < end; ++unit) {
-        const uint32_t data = stages.data(), release = stages.empty();
+        const uint32_t data = stages.data(), release = stages.empty(), group_sums = stages.group_sums(shared);
         const uint32_t x = warp_uniform(wgmma_descriptor_low<Swizzle::bytes_128>(data));
         const bool more = unit + 1 < end;
         stages.wait_turned();
@@ -248,7 +334,7 @@ __device__ __forceinline__ void multiply(Accumulators<V>& acc, Stages<V>& stages
                         for (int i = 0; i < V::kPiece; ++i) wgmma_pin(fragments[i]);
                     }
 #pragma unroll
-                    for (int i = 0; i < V::kPiece; ++i) widen<V>(fragments[i], codes.words[g * V::kSteps + piece * V::kPiece + i], group);
+                    for (int i = 0; i < V::kPiece; ++i) group.widen(fragments[i], codes.words[g * V::kSteps + piece * V::kPiece + i]);
                     issue(x, fragments, g, piece, 0);
                 }
                 // The next codes arrive while the products run.
@@ -256,6 +342,8 @@ __device__ __forceinline__ void multiply(Accumulators<V>& acc, Stages<V>& stages
                 if (g == V::kGroups - 1 && block + 1 < V::kBlocks) codes.load(data + blocks + (block + 1) * kCodeBytes, lane.thread);
 #pragma unroll
                 for (int slice = 0; slice < V::kSlices; ++slice) {
+                    Sums<V> sums;
+                    sums.load(group_sums + (g * V::kTokens + slice * V::kSlice) * 4, lane.column);
                     wgmma_wait<0>();
                     // A later use of the fragments: they keep their registers until the products are done (wgmma.cuh).
 #pragma unroll
@@ -263,8 +351,13 @@ __device__ __forceinline__ void multiply(Accumulators<V>& acc, Stages<V>& stages
 #pragma unroll
                         for (int i = 0; i < V::kPiece; ++i) wgmma_pin(a[set][i]);
                     }
-                    if (last && slice == V::kSlices - 1 && lane.thread % 32 == 0) barrier_arrive(release);
-                    promote(acc[block] + slice * V::kChainValues, part, group.scale);
+                    // Raw codes need the stage's group sums for longer than its products.
+                    if (!V::kRaw && last && slice == V::kSlices - 1 && lane.thread % 32 == 0) barrier_arrive(release);
+                    promote<V>(acc[block] + slice * V::kChainValues, part, group, sums);
+                    if (V::kRaw && last) {
+                        __syncwarp();
+                        if (slice == V::kSlices - 1 && lane.thread % 32 == 0) barrier_arrive(release);
+                    }
                     if (slice + 1 < V::kSlices) {
 #pragma unroll
                         for (int piece = 0; piece < V::kPieces; ++piece) issue(x, a[piece], g, piece, slice + 1);
@@ -292,7 +385,7 @@ __device__ __forceinline__ uint32_t transposed_pair(float low, float high, int f
 // that the four lanes of a token store its 16 features as one 32-byte sector.
 template <class V>
 __device__ __forceinline__ void store_tile(const Accumulators<V>& acc, const Problem& p, const Place& place, const Lane& lane) {
-    constexpr float kScale = 1 / V::Type::kStep;
+    constexpr float kScale = 1 / V::kUnitOfSums;
     const bool odd = lane.column % 2;
     const int first_token = place.token_tile * V::kTokens;
 #pragma unroll
@@ -331,17 +424,18 @@ __device__ __forceinline__ void consume(uint32_t shared, const Problem& p) {
     grid_wait_predecessor();
     while (schedule.next(p.work, s)) {
         Accumulators<V> acc = {};
+        const int values = values_behind<V>(p.work, s);
         for (int unit = s.first_unit; unit < s.end_unit; windows.advance()) {
             const int end = window_end<V>(s, unit);
             windows.wait_full();
-            multiply<V>(acc, stages, windows.data() + lane.multiplier * V::kBlocks * kParameterBytes, unit, end, lane);
+            multiply<V>(acc, stages, shared, windows.data() + lane.multiplier * V::kBlocks * kParameterBytes, unit, end, lane);
             if (lane.thread % 32 == 0) barrier_arrive(windows.empty());
             unit = end;
         }
         if (s.first_unit > 0) {
             leave_partial<V>(acc, p.work, lane);
         } else {
-            if (s.end_unit < p.work.units) add_partials<V>(acc, p.work, s.tile, lane);
+            if (s.end_unit < p.work.units) add_partials<V>(acc, p.work, s.tile, values, lane);
             store_tile<V>(acc, p, locate<V>(p.work, s.tile), lane);
         }
     }

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include <peregrine/fp8.cuh>
 #include <peregrine/mbarrier.cuh>
 #include <peregrine/wgmma.cuh>
 
@@ -23,9 +24,16 @@ struct Problem {
 };
 
 // The two types of activations. kLow and kHigh take codes in bits 0..3 and 4..7 of both halves of a word to q * kStep.
+//
+// Raw codes are q times the type's smallest number. In bf16 that is 2^-133, and sums of products would be no f32: there
+// activations come times 2^64, which is exact below 2^63. kRawStep is what is left of both factors in a sum.
 struct Bf16 {
     static constexpr uint32_t kLow = 0x7f007f00u, kHigh = 0x7d007d00u;  // 2^127 and 2^123; the smallest number is 2^-133
-    static constexpr float kStep = 0x1p-6f;
+    static constexpr float kStep = 0x1p-6f, kRawStep = 0x1p-69f;
+    static __device__ __forceinline__ uint32_t raised(uint32_t pair) { return multiply_add(pair, 0x5f805f80u, 0x80008000u); }
+    static __device__ __forceinline__ float2 floats(uint32_t pair) {
+        return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
+    }
     static __device__ __forceinline__ uint32_t multiply_add(uint32_t a, uint32_t b, uint32_t c) {
         uint32_t d;
         asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
@@ -38,7 +46,11 @@ struct Bf16 {
 };
 struct F16 {
     static constexpr uint32_t kLow = 0x78007800u, kHigh = 0x68006800u;  // 2^15 and 2^11; the smallest number is 2^-24
-    static constexpr float kStep = 0x1p-9f;
+    static constexpr float kStep = 0x1p-9f, kRawStep = 0x1p-24f;
+    static __device__ __forceinline__ uint32_t raised(uint32_t pair) { return pair; }
+    static __device__ __forceinline__ float2 floats(uint32_t pair) {
+        return make_float2(f32_from_f16(static_cast<uint16_t>(pair)), f32_from_f16(static_cast<uint16_t>(pair >> 16)));
+    }
     static __device__ __forceinline__ uint32_t multiply_add(uint32_t a, uint32_t b, uint32_t c) {
         uint32_t d;
         asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
@@ -71,13 +83,18 @@ struct Variant {
     static constexpr int kSlices = kTokens / kSlice;
     static constexpr int kChainValues = kSlice / 2;  // accumulators a thread holds for a chain
     static constexpr int kValues = kTokens / 2;      // and for a block
+    static constexpr bool kByValue = kTokens <= 32;  // how partials are awaited (tiles.cuh)
+    static constexpr bool kRaw = kTokens <= 16;      // codes go into the multiplier as they are
+    static constexpr float kUnitOfSums = kRaw ? Type::kRawStep : Type::kStep;
 
     static constexpr int kWindowUnits = kWindow / kGroups;
     static constexpr int kBoxBytes = kTokens * 128;  // 64 along K of the tile's tokens
     static constexpr int kXBytes = 2 * kBoxBytes;
     static constexpr int kStageBytes = kXBytes + kTileBlocks * kCodeBytes;
     static constexpr int kWindowStride = kTileBlocks * kParameterBytes;
-    static constexpr int kWindowOffset = 1024;  // after the barriers
+    static constexpr int kSumBytes = kRaw ? kGroups * kTokens * 4 : 0;  // group sums of a stage's activations
+    static constexpr int kSumOffset = 512;                              // after the barriers
+    static constexpr int kWindowOffset = (kSumOffset + kStages * kSumBytes + 1023) / 1024 * 1024;
     static constexpr int kStageOffset = kWindowOffset + (2 * kWindowStride + 1023) / 1024 * 1024;
     static constexpr int kSharedBytes = kStageOffset + kStages * kStageBytes;
 
@@ -93,7 +110,7 @@ struct Variant {
     static_assert(kBoxBytes % 1024 == 0, "the swizzle repeats every 1024 bytes");
     static_assert(kTileBlocks <= kStripe && kStripe % kTileBlocks == 0, "a tile lies in one stripe");
     static_assert(kSharedBytes <= 227 * 1024 && kStages >= 2);
-    static_assert((3 * kStages + 4) * 8 <= kWindowOffset);
+    static_assert((3 * kStages + 4) * 8 <= kSumOffset);
 };
 
 // A ring of slots in shared memory and one walker's position in it. Each slot has a barrier for every hand-over.
@@ -129,6 +146,10 @@ struct Stages : Ring<V::kStages, V::kStageBytes> {
     __device__ __forceinline__ explicit Stages(uint32_t shared)
         : Ring<V::kStages, V::kStageBytes>(shared, shared + V::kStageOffset), last(shared + 8 * (V::kStages - 1)) {}
     __device__ __forceinline__ void advance() { Ring<V::kStages, V::kStageBytes>::advance(last); }
+    // Of the slot's activations, [group][token] f32.
+    __device__ __forceinline__ uint32_t group_sums(uint32_t shared) const {
+        return shared + V::kSumOffset + (this->slot - shared) / 8 * V::kSumBytes;
+    }
 };
 template <class V>
 struct Windows : Ring<2, V::kWindowStride> {

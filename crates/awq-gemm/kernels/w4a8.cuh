@@ -193,6 +193,7 @@ __device__ __forceinline__ void consume(uint32_t shared, const Problem& p) {
     grid_wait_predecessor();
     while (schedule.next(p, s)) {
         Accumulators<V> acc = {};
+        const int values = values_behind<V>(p, s);
         for (int unit = s.first_unit; unit < s.end_unit; windows.advance()) {
             const int end = window_end<V>(s, unit);
             const uint32_t parameters = windows.data() + V::kSumBytes + lane.multiplier * V::kBlocks * kParameterBytes;
@@ -205,8 +206,12 @@ __device__ __forceinline__ void consume(uint32_t shared, const Problem& p) {
         if (s.first_unit > 0) {
             leave_partial<V>(acc, p, lane);
         } else {
-            if (s.end_unit < p.units) add_partials<V>(acc, p, s.tile, lane);
-            store_tile<V>(acc, p, locate<V>(p, s.tile), lane);
+            TokenScales<V> scales;
+            if (V::kByValue) scales.load(p, locate<V>(p, s.tile), lane);  // others have no registers to spare
+            if (s.end_unit < p.units) add_partials<V>(acc, p, s.tile, values, lane);
+            const Place place = locate<V>(p, s.tile);
+            if (!V::kByValue) scales.load(p, place, lane);
+            store_tile<V>(acc, scales, p, place, lane);
         }
     }
 }
@@ -229,6 +234,7 @@ __device__ __forceinline__ void run(const CUtensorMap* x, const Problem& p) {
     }
     __syncthreads();
     grid_release_successor();
+    if (V::kResident > 1 && threadIdx.x >= V::kThreads) return;  // in every second launch, see w4a8_sm90.cu
     if (warp_uniform(threadIdx.x / 128) == 0) {
         registers_shrink<V::kCopierRegisters>();
         const int warp = warp_uniform(threadIdx.x / 32);

@@ -19,19 +19,27 @@ __device__ __forceinline__ uint32_t pack_output(float low, float high, int f16) 
     return f16 ? f16x2_from_f32(low, high) : bf16x2_from_f32(low, high);
 }
 
+// Lane l has the scales of tokens 32 i + l and hands them round: one trip to memory, and few registers. They may be on
+// their way while partials are awaited.
+template <class V>
+struct TokenScales {
+    float of[(V::kTokens + 31) / 32];
+    __device__ __forceinline__ void load(const Problem& p, const Place& place, const Lane& lane) {
+#pragma unroll
+        for (int i = 0; i < (V::kTokens + 31) / 32; ++i) {
+            const int token = min(place.token_tile * V::kTokens + 32 * i + lane.thread % 32, p.tokens - 1);
+            of[i] = 512.0f * __ldg(p.token_scales + token * p.token_scale_stride);  // 512 is the factor of the codes
+        }
+    }
+};
+
 // D has features as rows, Y has them innermost: 8x8 blocks are transposed in registers, then neighbouring lanes trade words so
 // that the four lanes of a token store its 16 features as one 32-byte sector.
 template <class V>
-__device__ __forceinline__ void store_tile(const Accumulators<V>& acc, const Problem& p, const Place& place, const Lane& lane) {
+__device__ __forceinline__ void store_tile(const Accumulators<V>& acc, const TokenScales<V>& scales, const Problem& p,
+                                           const Place& place, const Lane& lane) {
     const bool odd = lane.column % 2;
     const int first_token = place.token_tile * V::kTokens;
-    // Lane l has the scales of tokens 32 i + l and hands them round: one trip to memory, and few registers.
-    float scales[(V::kTokens + 31) / 32];
-#pragma unroll
-    for (int i = 0; i < (V::kTokens + 31) / 32; ++i) {
-        const int token = min(first_token + 32 * i + lane.thread % 32, p.tokens - 1);
-        scales[i] = 512.0f * __ldg(p.token_scales + token * p.token_scale_stride);  // 512 is the factor of the codes
-    }
 #pragma unroll
     for (int i = 0; i < V::kBlocks; ++i) {
         const int block = (place.feature_tile * V::kMultipliers + lane.multiplier) * V::kBlocks + i;
@@ -44,8 +52,8 @@ __device__ __forceinline__ void store_tile(const Accumulators<V>& acc, const Pro
             if (first_token + 8 * j >= p.tokens) break;
             const float* d = acc[i] + 4 * j;
             const int source = 8 * (j % 4) + 2 * lane.column;
-            const float scale_0 = __shfl_sync(0xffffffffu, scales[j / 4], source);
-            const float scale_1 = __shfl_sync(0xffffffffu, scales[j / 4], source + 1);
+            const float scale_0 = __shfl_sync(0xffffffffu, scales.of[j / 4], source);
+            const float scale_1 = __shfl_sync(0xffffffffu, scales.of[j / 4], source + 1);
             const float low_0 = fmaf(d[1], scale_0, bias_low), low_1 = fmaf(d[0], scale_1, bias_low);
             const float high_0 = fmaf(d[3], scale_0, bias_high), high_1 = fmaf(d[2], scale_1, bias_high);
             const uint32_t low = transpose_8x8(pack_output(low_0, low_1, p.output_f16));

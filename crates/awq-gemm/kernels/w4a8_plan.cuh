@@ -21,7 +21,7 @@ struct Problem {
     const float* token_scales;    // xs[m * token_scale_stride]
     const float* bias;            // [features] or null
     void* output;                 // [tokens, features], bf16 or f16
-    float* partials;              // workspace: Variant::kPartialFloats for each block of the grid
+    float* partials;              // workspace: Variant::kPartialFloats for each block of the grid (tiles.cuh)
     uint32_t* flags;              // workspace: kMultipliers for each block of the grid; zero before and after every launch
     int32_t tokens, features;     // features in multiples of 64
     int32_t units, groups, windows;  // ceil(K / 128), K / group_size, ceil(groups / 8)
@@ -32,7 +32,8 @@ struct Problem {
     int32_t weights_stream_once;  // 1: evict the weights first from L2
 };
 
-template <int kTokens_, int kMultipliers_, int kBlocks_, int kSlice_, int kGroup_, int kStages_, int kChainSets_>
+template <int kTokens_, int kMultipliers_, int kBlocks_, int kSlice_, int kGroup_, int kStages_, int kChainSets_,
+          int kResident_ = 1>
 struct Variant {
     static constexpr int kTokens = kTokens_;            // tokens of a tile
     static constexpr int kMultipliers = kMultipliers_;  // multiplying warpgroups
@@ -41,6 +42,7 @@ struct Variant {
     static constexpr int kGroup = kGroup_;              // group_size of the scales
     static constexpr int kStages = kStages_;
     static constexpr int kChainSets = kChainSets_;  // 2: a chain is issued before the one ahead of it is promoted
+    static constexpr int kResident = kResident_;    // blocks that a multiprocessor has room for
     static constexpr int kThreads = 128 * (1 + kMultipliers);
     static constexpr int kTileBlocks = kBlocks * kMultipliers;
 
@@ -61,9 +63,10 @@ struct Variant {
     static constexpr int kStageOffset = kWindowOffset + 2 * kWindowStride;
     static constexpr int kSharedBytes = kStageOffset + kStages * kStageBytes;
     static constexpr int kPartialFloats = kTileBlocks * kBlockFeatures * kTokens;
+    static constexpr bool kByValue = kTokens <= 32;
 
     // Registers: the launch gives every thread the same; the copying warpgroup hands its share over.
-    static constexpr int kEntryRegisters = 65536 / kThreads / 8 * 8;
+    static constexpr int kEntryRegisters = 65536 / (kResident * kThreads) / 8 * 8;
     static constexpr int kCopierRegisters = 32;
     static constexpr int kMultiplierRegisters =
         ((kMultipliers + 1) * kEntryRegisters - kCopierRegisters) / kMultipliers / 8 * 8;
@@ -71,7 +74,7 @@ struct Variant {
     static_assert(kGroup == 64 || kGroup == 128, "scales come in groups of 64 or 128");
     static_assert(kTokens % 8 == 0 && kTokens <= 256 && kTokens % kSlice == 0);
     static_assert(kXBytes % 1024 == 0, "the swizzle repeats every 1024 bytes");
-    static_assert(kSharedBytes <= 227 * 1024 && kStages >= 2);
+    static_assert(kResident * (kSharedBytes + 1024) <= 228 * 1024 && kStages >= 2);
     static_assert((2 * kStages + 4) * 8 <= kWindowOffset);
 };
 

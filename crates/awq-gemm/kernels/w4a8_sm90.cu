@@ -8,8 +8,19 @@
         w4a8::run<w4a8::Variant<__VA_ARGS__>>(&x, problem);                                                           \
     }
 
+// Of these, two blocks fit on a multiprocessor: while the last blocks of one product meet, the next one's have their first weights on
+// the way. Two blocks of one product must not share a multiprocessor, though, for another would stand idle. So launches take
+// turns: one asks for more shared memory than two blocks can have, the next one for a warp more than two blocks have
+// registers for; one of each fits (src/launch/w4a8.rs). No launch bounds, as ptxas would count registers for that warp.
+#define W4A8_PAIR(NAME, ...)                                                                                          \
+    extern "C" __global__ void __maxnreg__((w4a8::Variant<__VA_ARGS__, 2>::kEntryRegisters))                          \
+        NAME(const __grid_constant__ CUtensorMap x, const __grid_constant__ w4a8::Problem problem) {                  \
+        w4a8::run<w4a8::Variant<__VA_ARGS__, 2>>(&x, problem);                                                        \
+    }
+
 //   name                  tokens  warpgroups  blocks  slice  group  stages  chain sets
-W4A8(w4a8_g128_t16_f256,       16,          4,      1,    16,   128,     11,          1)
+W4A8_PAIR(w4a8_g128_t8_f256,    8,          2,      2,     8,   128,      5,          1)
+W4A8_PAIR(w4a8_g128_t16_f256,  16,          2,      2,    16,   128,      5,          1)
 W4A8(w4a8_g128_t16_f512,       16,          4,      2,    16,   128,      6,          1)
 W4A8(w4a8_g128_t32_f256,       32,          4,      1,    32,   128,     10,          1)
 W4A8(w4a8_g128_t32_f512,       32,          4,      2,    32,   128,      5,          1)

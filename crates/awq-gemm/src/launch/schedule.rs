@@ -7,6 +7,9 @@ const PANEL_TILES: usize = 8;
 /// Units a block should have at least, for its start to pay.
 const UNITS_PER_BLOCK: usize = 2;
 
+/// `kAbsent` of tiles.cuh: what stands in the workspace where no partial has come.
+pub(super) const ABSENT: u32 = u32::MAX;
+
 /// How a batch is cut up. A row has the same bits in all batches of one tiling, whatever their other rows hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tiling {

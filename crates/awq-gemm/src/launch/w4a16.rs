@@ -1,14 +1,14 @@
 //! The W4A16 kernel on the device.
 
 use super::DeviceInt4Weights;
-use super::schedule::{Schedule, Tiling};
+use super::schedule::{ABSENT, Schedule, Tiling};
 use crate::W4A16;
 use crate::pack::{BLOCK, Layout, UNIT, WINDOW};
 use bytemuck::{Pod, Zeroable};
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
 use device::gpu::{
     Args, Cubin, Kernel, Launch, Swizzle, TensorMap, Tile, check_aligned, check_aligned_mut, check_len,
-    multiprocessors, zeros,
+    multiprocessors, upload, zeros,
 };
 use device::{Element, Result};
 use half::{bf16, f16};
@@ -62,7 +62,7 @@ static VARIANTS: [Variant; 14] = variants![
     "g128_t64_f256"       128      64      0            2       2       6
     "g128_t64_f512"       128      64  32768            2       4       4
     "g128_t128_f256"      128     128      0            2       2       4
-    "g64_t8_f256"          64       8      0            4       1      12
+    "g64_t8_f256"          64       8      0            4       1      11
     "g64_t16_f256"         64      16      0            4       1      10
     "g64_t32_f256"         64      32      0            4       1       8
     "g64_t64_f256"         64      64      0            2       2       6
@@ -91,12 +91,25 @@ impl Variant {
         BLOCK * self.blocks * self.multipliers
     }
 
-    /// As `Variant::kSharedBytes` of w4a16_plan.cuh: barriers, two windows of scales and zero points, stages of activations and codes.
+    /// As `Variant::kSharedBytes` of w4a16_plan.cuh: barriers, group sums of each stage, two windows of scales and zero points, stages
+    /// of activations and codes.
     fn shared_bytes(&self) -> u32 {
         let tile_blocks = self.blocks * self.multipliers;
+        let sums = if self.raw() { UNIT / self.group_size * self.tokens * 4 } else { 0 };
         let window = tile_blocks * (WINDOW * BLOCK * 5 / 2);
         let stage = self.tokens * UNIT * 2 + tile_blocks * BLOCK * UNIT / 2;
-        (1024 + (2 * window).next_multiple_of(1024) + self.stages * stage) as u32
+        let before = (512 + self.stages * sums).next_multiple_of(1024) + (2 * window).next_multiple_of(1024);
+        (before + self.stages * stage) as u32
+    }
+
+    /// As `Variant::kRaw` of w4a16_plan.cuh: whether codes are multiplied as they are.
+    fn raw(&self) -> bool {
+        self.tokens <= 16
+    }
+
+    /// As `Variant::kByValue` of w4a16_plan.cuh: whether partials are awaited themselves, and not their flags.
+    fn by_value(&self) -> bool {
+        self.tokens <= 32
     }
 
     /// What one block may leave in the workspace.
@@ -140,19 +153,26 @@ pub struct W4A16Workspace {
     partials: CudaSlice<f32>,
     /// Zero between launches.
     flags: CudaSlice<u32>,
+    /// Partials of small tiles, [`ABSENT`] between launches.
+    values: CudaSlice<u32>,
     multiprocessors: usize,
 }
 
 impl W4A16Workspace {
-    /// Room for any W4A16 product on `stream`: 17 MB on an H200.
+    /// Room for any W4A16 product on `stream`: 26 MB on an H200.
     pub fn new(stream: &Arc<CudaStream>) -> Result<Self> {
         let multiprocessors = multiprocessors(stream)? as usize;
-        let partials = VARIANTS.iter().map(Variant::partial_floats).max().unwrap_or(0);
+        let most = |by_value| {
+            let variants = VARIANTS.iter().filter(move |variant| variant.by_value() == by_value);
+            variants.map(Variant::partial_floats).max().unwrap_or(0)
+        };
+        let (partials, values) = (most(false), vec![ABSENT; multiprocessors * most(true)]);
         let flags = VARIANTS.iter().map(|variant| variant.multipliers).max().unwrap_or(0);
         Ok(Self {
             stream: stream.clone(),
             partials: zeros(stream, multiprocessors * partials, "partial sums of W4A16 products")?,
             flags: zeros(stream, multiprocessors * flags, "flags of W4A16 products")?,
+            values: upload(stream, &values, "partial sums of small W4A16 products")?,
             multiprocessors,
         })
     }
@@ -187,7 +207,9 @@ impl W4A16 {
     /// - `bias` f32 `[out_features]`
     /// - `y` bf16 or f16 `[tokens, out_features]`, at a multiple of 16 bytes
     ///
-    /// No weight is rounded: `code - zero` is exact in 16 bits, and sums are promoted to f32 with their scale group by group.
+    /// No weight is rounded: `code - zero` is exact in 16 bits, or, up to 16 tokens, codes are multiplied as they are and zero
+    /// points taken out by the sums of the activations' groups, in f32; bf16 activations from 2^63 on overflow there. Sums are
+    /// promoted to f32 with their scale group by group.
     /// The same call gives the same bits; a row depends neither on the other rows nor on their number, as long as that takes
     /// tiles of the same width and as many of them.
     ///
@@ -240,7 +262,11 @@ impl W4A16 {
         let (bytes, _bytes) = weights.bytes().device_ptr(stream);
         let bias = bias.map(|bias| bias.device_ptr(stream));
         let (output, _output) = y.device_ptr_mut(stream);
-        let (partials, _partials) = workspace.partials.device_ptr_mut(stream);
+        let (partials, _partials) = if variant.by_value() {
+            workspace.values.device_ptr_mut(stream)
+        } else {
+            workspace.partials.device_ptr_mut(stream)
+        };
         let (flags, _flags) = workspace.flags.device_ptr_mut(stream);
         let problem = Problem {
             codes: bytes,
@@ -266,8 +292,8 @@ impl W4A16 {
         let kernel = if X::F16 { &variant.f16 } else { &variant.bf16 };
         // SAFETY: the parameters are the kernel's tensor map and `Problem`, made of slices of this call whose lengths and
         // alignment were checked above; `weights` has the bytes of its shape by construction. The workspace has room for
-        // what each block leaves, as the grid has at most one block a multiprocessor, and its flags are zero between the
-        // launches of its one stream.
+        // what each block leaves, as the grid has at most one block a multiprocessor, and its flags are zero and its values
+        // absent between the launches of its one stream.
         unsafe { kernel.launch(stream, launch.overlapping(), args) }
     }
 

@@ -1,14 +1,14 @@
 //! The W4A8 kernel on the device.
 
 use super::DeviceInt4Weights;
-use super::schedule::{Schedule, Tiling};
+use super::schedule::{ABSENT, Schedule, Tiling};
 use crate::W4A8;
 use crate::pack::{BLOCK, Layout, UNIT, WINDOW};
 use bytemuck::{Pod, Zeroable};
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
 use device::gpu::{
     Args, Cubin, Kernel, Launch, Swizzle, TensorMap, Tile, check_aligned, check_aligned_mut, check_len,
-    multiprocessors, zeros,
+    multiprocessors, upload, zeros,
 };
 use device::{E4m3, Element, QuantizedActivation, Result};
 use std::sync::Arc;
@@ -32,10 +32,12 @@ struct Variant {
     blocks: usize,
     /// Units of 128 input features on their way at once.
     stages: usize,
+    /// Blocks that a multiprocessor has room for.
+    resident: u32,
 }
 
 macro_rules! variants {
-    ($($name:literal $group_size:literal $up_to:tt $from:literal $tokens:literal $multipliers:literal $blocks:literal $stages:literal)*) => {
+    ($($name:literal $group_size:literal $up_to:tt $from:literal $tokens:literal $multipliers:literal $blocks:literal $stages:literal $resident:literal)*) => {
         [$(Variant {
             kernel: Kernel::new(&CUBIN, $name),
             group_size: $group_size,
@@ -45,6 +47,7 @@ macro_rules! variants {
             multipliers: $multipliers,
             blocks: $blocks,
             stages: $stages,
+            resident: $resident,
         }),*]
     };
     (@limit any) => { usize::MAX };
@@ -53,22 +56,26 @@ macro_rules! variants {
 
 /// In step with w4a8_sm90.cu. A product takes the first row of its group size that its batch and output features fit: the
 /// fastest by measurement (benches/records/NOTES.md).
-static VARIANTS: [Variant; 13] = variants![
-    // name                    group_size  up_to   from  tokens  multipliers  blocks  stages
-    "w4a8_g128_t16_f512"             128     16  32768      16            4       2       6
-    "w4a8_g128_t16_f256"             128     16      0      16            4       1      11
-    "w4a8_g128_t32_f512"             128     32  32768      32            4       2       5
-    "w4a8_g128_t32_f256"             128     32      0      32            4       1      10
-    "w4a8_g128_t64_f384"             128     64  32768      64            3       2       6
-    "w4a8_g128_t64_f256"             128     64      0      64            4       1       8
-    "w4a8_g128_t128_f256"            128    128      0     128            2       2       6
-    "w4a8_g128_t192_f128"            128    192      0     192            2       1       6
-    "w4a8_g128_t128_f256_s128"       128    any      0     128            2       2       6
-    "w4a8_g64_t16_f256"               64     16      0      16            4       1      11
-    "w4a8_g64_t32_f256"               64     32      0      32            4       1      10
-    "w4a8_g64_t64_f256"               64     64      0      64            4       1       8
-    "w4a8_g64_t128_f256"              64    any      0     128            2       2       6
+static VARIANTS: [Variant; 14] = variants![
+    // name                    group_size  up_to   from  tokens  multipliers  blocks  stages  resident
+    "w4a8_g128_t16_f512"             128     16  32768      16            4       2       6         1
+    "w4a8_g128_t8_f256"              128      8      0       8            2       2       5         2
+    "w4a8_g128_t16_f256"             128     16      0      16            2       2       5         2
+    "w4a8_g128_t32_f512"             128     32  32768      32            4       2       5         1
+    "w4a8_g128_t32_f256"             128     32      0      32            4       1      10         1
+    "w4a8_g128_t64_f384"             128     64  32768      64            3       2       6         1
+    "w4a8_g128_t64_f256"             128     64      0      64            4       1       8         1
+    "w4a8_g128_t128_f256"            128    128      0     128            2       2       6         1
+    "w4a8_g128_t192_f128"            128    192      0     192            2       1       6         1
+    "w4a8_g128_t128_f256_s128"       128    any      0     128            2       2       6         1
+    "w4a8_g64_t16_f256"               64     16      0      16            4       1      11         1
+    "w4a8_g64_t32_f256"               64     32      0      32            4       1      10         1
+    "w4a8_g64_t64_f256"               64     64      0      64            4       1       8         1
+    "w4a8_g64_t128_f256"              64    any      0     128            2       2       6         1
 ];
+
+/// More shared memory than two blocks of one multiprocessor can have, of whose 228 KB each takes 1 KB for itself.
+const MORE_THAN_HALF: u32 = 116 * 1024;
 
 impl Variant {
     /// The first row that fits.
@@ -98,9 +105,27 @@ impl Variant {
         (1024 + 2 * window + self.stages * stage) as u32
     }
 
+    /// Threads and bytes of shared memory of a block. Where a multiprocessor has room for two, they are of two launches in turn: the
+    /// weights of the second are on their way while the last blocks of the first meet. Two of one launch would leave another
+    /// multiprocessor idle, so every second launch asks for more shared memory than two blocks can have, and the others for
+    /// one warp more, which returns at once, than two blocks have registers for.
+    fn block(&self, turn: bool) -> (u32, u32) {
+        let (threads, bytes) = (self.threads(), self.shared_bytes());
+        match (self.resident, turn) {
+            (1, _) => (threads, bytes),
+            (_, false) => (threads, bytes.max(MORE_THAN_HALF)),
+            (_, true) => (threads + 32, bytes),
+        }
+    }
+
     /// What one block may leave in the workspace.
     fn partial_floats(&self) -> usize {
         self.features() * self.tokens
+    }
+
+    /// As `Variant::kByValue` of w4a8_plan.cuh: whether partials are awaited themselves, and not their flags.
+    fn by_value(&self) -> bool {
+        self.tokens <= 32
     }
 }
 
@@ -136,19 +161,29 @@ pub struct W4A8Workspace {
     partials: CudaSlice<f32>,
     /// Zero between launches.
     flags: CudaSlice<u32>,
+    /// Partials of small tiles, [`ABSENT`] between launches.
+    values: CudaSlice<u32>,
+    /// Of two launches in turn the second.
+    turn: bool,
     multiprocessors: usize,
 }
 
 impl W4A8Workspace {
-    /// Room for any W4A8 product on `stream`: 17 MB on an H200.
+    /// Room for any W4A8 product on `stream`: 26 MB on an H200.
     pub fn new(stream: &Arc<CudaStream>) -> Result<Self> {
         let multiprocessors = multiprocessors(stream)? as usize;
-        let partials = VARIANTS.iter().map(Variant::partial_floats).max().unwrap_or(0);
+        let most = |by_value| {
+            let variants = VARIANTS.iter().filter(move |variant| variant.by_value() == by_value);
+            variants.map(Variant::partial_floats).max().unwrap_or(0)
+        };
+        let (partials, values) = (most(false), vec![ABSENT; multiprocessors * most(true)]);
         let flags = VARIANTS.iter().map(|variant| variant.multipliers).max().unwrap_or(0);
         Ok(Self {
             stream: stream.clone(),
             partials: zeros(stream, multiprocessors * partials, "partial sums of W4A8 products")?,
             flags: zeros(stream, multiprocessors * flags, "flags of W4A8 products")?,
+            values: upload(stream, &values, "partial sums of small W4A8 products")?,
+            turn: false,
             multiprocessors,
         })
     }
@@ -228,7 +263,11 @@ impl W4A8 {
         let (bytes, _bytes) = weights.bytes().device_ptr(stream);
         let bias = bias.map(|bias| bias.device_ptr(stream));
         let (output, _output) = y.device_ptr_mut(stream);
-        let (partials, _partials) = workspace.partials.device_ptr_mut(stream);
+        let (partials, _partials) = if variant.by_value() {
+            workspace.values.device_ptr_mut(stream)
+        } else {
+            workspace.partials.device_ptr_mut(stream)
+        };
         let (flags, _flags) = workspace.flags.device_ptr_mut(stream);
         let problem = Problem {
             codes: bytes,
@@ -250,13 +289,14 @@ impl W4A8 {
             output_f16: i32::from(Y::NAME == "f16"),
             weights_stream_once: i32::from(schedule.token_tiles == 1),
         };
-        let launch =
-            Launch::grid(schedule.grid as u32).block(variant.threads()).shared(variant.shared_bytes());
+        workspace.turn = !workspace.turn;
+        let (threads, shared_bytes) = variant.block(workspace.turn);
+        let launch = Launch::grid(schedule.grid as u32).block(threads).shared(shared_bytes);
         let args = Args::new(stream).tensor_map(&x_map).structure(&problem);
         // SAFETY: the parameters are the kernel's tensor map and `Problem`, made of slices of this call whose lengths and
         // alignment were checked above; `weights` has the bytes of its shape by construction. The workspace has room for
-        // what each block leaves, as the grid has at most one block a multiprocessor, and its flags are zero between the
-        // launches of its one stream.
+        // what each block leaves, as the grid has at most one block a multiprocessor, and its flags are zero and its values
+        // absent between the launches of its one stream.
         unsafe { variant.kernel.launch(stream, launch.overlapping(), args) }
     }
 
@@ -289,7 +329,9 @@ mod tests {
             Some((variant.tokens, variant.features()))
         };
         for (tokens, narrow, wide) in [
-            (0, (16, 256), (16, 512)),
+            (0, (8, 256), (16, 512)),
+            (8, (8, 256), (16, 512)),
+            (9, (16, 256), (16, 512)),
             (16, (16, 256), (16, 512)),
             (17, (32, 256), (32, 512)),
             (64, (64, 256), (64, 384)),
@@ -311,7 +353,7 @@ mod tests {
     #[test]
     fn every_row_is_sound_and_within_reach() {
         for (i, variant) in VARIANTS.iter().enumerate() {
-            assert!(variant.shared_bytes() <= 227 * 1024, "{variant:?}");
+            assert!(variant.block(false).1 <= 227 * 1024, "{variant:?}");
             assert!(variant.up_to == usize::MAX || variant.up_to == variant.tokens, "{variant:?}");
             let features = variant.from_features.max(64);
             let least = VARIANTS[..i]
@@ -320,6 +362,19 @@ mod tests {
             let tokens = least.map(|row| row.up_to + 1).max().unwrap_or(0);
             let chosen = Variant::choose(variant.group_size, tokens, features);
             assert!(chosen.is_some_and(|row| std::ptr::eq(row, variant)), "{variant:?}");
+        }
+    }
+
+    /// Blocks of two launches in turn fit on a multiprocessor together, two of one launch do not, by shared memory or registers.
+    #[test]
+    fn launches_take_turns() {
+        for variant in VARIANTS.iter().filter(|variant| variant.resident > 1) {
+            let registers = 65536 / (2 * variant.threads()) / 8 * 8;
+            let fit = |a: (u32, u32), b: (u32, u32)| {
+                (a.0 + b.0) * registers <= 65536 && a.1 + b.1 + 2 * 1024 <= 228 * 1024
+            };
+            let [first, second] = [variant.block(false), variant.block(true)];
+            assert!(fit(first, second) && !fit(first, first) && !fit(second, second), "{variant:?}");
         }
     }
 
