@@ -13,7 +13,9 @@ PEREGRINE_WGMMA(136, 68, "%68", "%69", "%70", "%71", "%72", "%73", "%74")
 
 // consumers: warpgroups that multiply, 64 rows each: the more, the better one's softmax hides behind the others' products, and
 // the fewer registers each has. register_steps: products along a row of Q whose operand stays in registers; that of the others
-// lies in shared memory. promoted_pages: how many pages the short accumulation of FP8 products sums up, a power of 2.
+// lies in shared memory. promoted_pages: how many pages the short accumulation of FP8 products sums up. Each product is cut to 13 bits below
+// the sum so far, so what is lost grows with the square of that: emulated, values around 0, scores that spread by 2, 16384 tokens,
+// it adds 0.3, 0.9, 1.4, 1.9 and 3.3% for 2, 4, 5, 6 and 8 pages to the error that rounding P makes.
 template <class Element_, int head_dim_, int consumers_, int register_steps_, int promoted_pages_>
 struct PrefillTile {
     using Element = Element_;
@@ -50,7 +52,7 @@ struct PrefillTile {
         alignas(8) uint64_t keys_full[stages], keys_empty[stages], values_full[stages], values_empty[stages];
     };
     static_assert(sizeof(Shared) <= shared_memory_limit);
-    static_assert(stages >= 3 && (head_dim == 64 || head_dim == 128) && (promoted_pages & (promoted_pages - 1)) == 0);
+    static_assert(stages >= 3 && (head_dim == 64 || head_dim == 128));
 };
 
 // The pages that some row of a run of rows sees.

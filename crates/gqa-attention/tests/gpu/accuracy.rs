@@ -99,7 +99,8 @@ fn errors_do_not_grow_with_the_context_full_size() {
             "{} {kernel}, values around {mean}, relative errors, of what is explained: {shares:.5?}",
             T::NAME
         );
-        assert!(shares.iter().all(|(_, share)| *share <= 1.1), "the error grows");
+        let grows = |&(error, share): &(f64, f64)| error > 1.1 * shares[0].0 && share > 1.1;
+        assert!(!shares.iter().any(grows), "the error grows");
     }
     let mut rng = Rng::new(42);
     for launch in LAUNCHES {
