@@ -65,7 +65,9 @@ impl<X: Type> Case<X> {
     /// How far an element may be off. Weights and products are exact. A step of the tensor cores adds 16 products and the sum
     /// so far, each cut to 23 fraction bits below the largest of them, which the sum of the group's magnitudes bounds
     /// (nothing is cut where activations are `Exact`). Then f32: an addition a group, and one for each block that shares the
-    /// tile, which has a unit of K at least. Last the bias and the rounding to `Y`.
+    /// tile, which has a unit of K at least. Up to 16 tokens codes are multiplied as they are, and the zero point times the
+    /// group's sum is taken out after: a chain of at most 24 operations, and magnitudes that do not cancel before. Last the
+    /// bias and the rounding to `Y`.
     pub fn bounds<Y: Element>(&self, values: Values, want: &[f64]) -> Vec<f64> {
         let (shape, weights) = (self.shape, &self.weights);
         let unit = if Y::NAME == "bf16" { 2f64.powi(-8) } else { 2f64.powi(-11) };
@@ -76,7 +78,8 @@ impl<X: Type> Case<X> {
         let magnitudes: Vec<f64> = self.x.chunks(group_size).map(magnitude).collect();
         let cut =
             if values == Values::Exact { 0.0 } else { (group_size as f64 / 16.0) * 17.0 * 2f64.powi(-23) };
-        let additions = shape.groups() + shape.in_features().div_ceil(128) + 1;
+        let raw = self.tokens <= 16;
+        let additions = shape.groups() + shape.in_features().div_ceil(128) + if raw { 25 } else { 1 };
         let relative = cut + gamma(additions, 2f64.powi(-24)) * (1.0 + cut);
         let mut bounds = Vec::with_capacity(want.len());
         for token in 0..self.tokens {
@@ -86,7 +89,8 @@ impl<X: Type> Case<X> {
                     let at = n * shape.groups() + group;
                     let zero = f64::from(weights.zeros()[at]);
                     let scale = f64::from(weights.scales()[at]).abs();
-                    magnitude += scale * zero.max(15.0 - zero) * magnitudes[token * shape.groups() + group];
+                    let weight = if raw { 15.0 + zero } else { zero.max(15.0 - zero) };
+                    magnitude += scale * weight * magnitudes[token * shape.groups() + group];
                 }
                 let want = want[token * shape.out_features() + n].abs();
                 bounds.push(
