@@ -4,7 +4,7 @@ use super::{Args, DriverResult, Launch};
 use crate::{Error, Result};
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, sys};
 use cudarc::nvrtc::Ptx;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What was loaded into each context, by the context's address. An entry keeps its context alive, so the address is
@@ -71,6 +71,7 @@ struct Loaded {
     parameters: Vec<usize>,
     /// Dynamic shared memory that launches may ask for, in bytes.
     shared_limit: AtomicU32,
+    prefers_shared: AtomicBool,
 }
 
 impl Kernel {
@@ -107,6 +108,9 @@ impl Kernel {
         let loaded = get_or_load(&self.loaded, context, || self.load(context))?;
         args.check(self.name, &loaded.parameters)?;
         loaded.allow_shared(launch.shared_bytes, self.name)?;
+        if launch.shared_beside {
+            loaded.prefer_shared(self.name)?;
+        }
 
         let mut attributes = launch.attributes();
         let config = launch.config(stream, &mut attributes);
@@ -144,7 +148,12 @@ impl Kernel {
             .load_function(self.name)
             .named(&format!("cuModuleGetFunction of {} in {}", self.name, self.cubin.name))?;
         let parameters = parameter_sizes(&function)?;
-        Ok(Arc::new(Loaded { function, parameters, shared_limit: AtomicU32::new(0) }))
+        Ok(Arc::new(Loaded {
+            function,
+            parameters,
+            shared_limit: AtomicU32::new(0),
+            prefers_shared: AtomicBool::new(false),
+        }))
     }
 }
 
@@ -162,6 +171,17 @@ impl Loaded {
         let value = i32::try_from(bytes).map_err(|_| too_much(()))?;
         self.function.set_attribute(attribute, value).map_err(|_| too_much(()))?;
         self.shared_limit.fetch_max(bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// As [`Launch::shared_beside`] says.
+    fn prefer_shared(&self, name: &str) -> Result<()> {
+        if self.prefers_shared.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+        self.function.set_attribute(attribute, 100).named(name)?; // percent
+        self.prefers_shared.store(true, Ordering::Relaxed);
         Ok(())
     }
 }

@@ -19,6 +19,7 @@ pub struct Launch {
     grid: [u32; 3],
     block: [u32; 3],
     pub(super) shared_bytes: u32,
+    pub(super) shared_beside: bool,
     cluster: u32,
     overlapping: bool,
 }
@@ -50,7 +51,14 @@ impl Extent for [u32; 3] {
 impl Launch {
     /// A grid of so many blocks of one warp.
     pub fn grid(blocks: impl Extent) -> Self {
-        Self { grid: blocks.xyz(), block: [32, 1, 1], shared_bytes: 0, cluster: 1, overlapping: false }
+        Self {
+            grid: blocks.xyz(),
+            block: [32, 1, 1],
+            shared_bytes: 0,
+            shared_beside: false,
+            cluster: 1,
+            overlapping: false,
+        }
     }
 
     /// Threads of a block, at most 1024.
@@ -61,6 +69,12 @@ impl Launch {
     /// Dynamic shared memory of a block in bytes, at most 227 KB with the static.
     pub fn shared(self, bytes: u32) -> Self {
         Self { shared_bytes: bytes, ..self }
+    }
+
+    /// All memory that a multiprocessor can share out is shared memory while the kernel runs, so that a block of another
+    /// launch finds room beside one of this; else the driver leaves to the cache what this launch does not ask for.
+    pub fn shared_beside(self) -> Self {
+        Self { shared_beside: true, ..self }
     }
 
     /// Blocks of a cluster, along x: 1 to 8, and a divisor of the grid's x.
