@@ -292,6 +292,7 @@ impl W4A8 {
         workspace.turn = !workspace.turn;
         let (threads, shared_bytes) = variant.block(workspace.turn);
         let launch = Launch::grid(schedule.grid as u32).block(threads).shared(shared_bytes);
+        let launch = if variant.resident > 1 { launch.shared_beside() } else { launch };
         let args = Args::new(stream).tensor_map(&x_map).structure(&problem);
         // SAFETY: the parameters are the kernel's tensor map and `Problem`, made of slices of this call whose lengths and
         // alignment were checked above; `weights` has the bytes of its shape by construction. The workspace has room for
