@@ -130,27 +130,39 @@ __device__ __forceinline__ uint4 raised(const uint4& v) {
     return make_uint4(V::Type::raised(v.x), V::Type::raised(v.y), V::Type::raised(v.z), V::Type::raised(v.w));
 }
 
-// The stage's group sums, in units of the products', from a thread's sums of the 16s that it turned: four threads have a token's
-// box. `box` is the first of them, and the only one with 8 tokens, whose other box is the other warp's.
+// The stage's group sums, in units of the products', from a thread's sums of the 16s that it turned. Four threads have a row's box,
+// a warp has 8 rows; with 8 tokens the warps have a box each. Lane 0 stores alone, as it alone tells the multipliers.
 template <class V, int kBoxes>
-__device__ __forceinline__ void leave_group_sums(uint32_t to, float (&sums)[kBoxes], int box, int thread) {
+__device__ __forceinline__ void leave_group_sums(uint32_t to, float (&sums)[kBoxes], int thread) {
+    const int warp = thread / 32, first_token = kBoxes == 2 ? 8 * warp : 0;
 #pragma unroll
     for (float& sum : sums) {
         sum += __shfl_xor_sync(0xffffffffu, sum, 1);
         sum += __shfl_xor_sync(0xffffffffu, sum, 2);
     }
     const auto store = [&](int group, float sum) {
-        if (thread % 4 == 0) shared_store_32(to + group * V::kTokens * 4, __float_as_uint(V::Type::kRawStep * sum));
+        uint32_t of_row[8];
+#pragma unroll
+        for (int row = 0; row < 8; ++row) of_row[row] = __shfl_sync(0xffffffffu, __float_as_uint(sum), 4 * row);
+        if (thread % 32 == 0) {
+            const uint32_t at = to + (group * V::kTokens + first_token) * 4;
+            shared_store_128(at, make_uint4(of_row[0], of_row[1], of_row[2], of_row[3]));
+            shared_store_128(at + 16, make_uint4(of_row[4], of_row[5], of_row[6], of_row[7]));
+        }
     };
     if constexpr (V::kGroups == 2) {
 #pragma unroll
-        for (int i = 0; i < kBoxes; ++i) store(box + i, sums[i]);
+        for (int i = 0; i < kBoxes; ++i) store(kBoxes == 2 ? i : warp, V::Type::kRawStep * sums[i]);
     } else if constexpr (kBoxes == 2) {
-        store(0, sums[0] + sums[1]);
+        store(0, V::Type::kRawStep * (sums[0] + sums[1]));
     } else {
-        if (box == 1 && thread % 4 == 0) shared_store_32(to, __float_as_uint(sums[0]));
+        if (warp == 1) store(0, sums[0]);
         named_barrier_sync(1 + V::kMultipliers, kTurners);
-        if (box == 0) store(0, sums[0] + __uint_as_float(shared_load_32(to)));
+        if (warp == 0) {
+            const float other = __uint_as_float(shared_load_32(to + thread / 4 * 4));
+            __syncwarp();
+            store(0, V::Type::kRawStep * (sums[0] + other));
+        }
     }
 }
 
@@ -191,7 +203,8 @@ __device__ __forceinline__ void turn(uint32_t shared, const Problem& p, int thre
                     shared_store_128(to ^ 16, every_second(low[i], high[i], 0x7632));
                 }
                 if constexpr (V::kRaw) {
-                    leave_group_sums<V>(stages.group_sums(shared) + (round * kRows + row) * 4, sums, box, thread);
+                    static_assert(kRounds == 1);
+                    leave_group_sums<V>(stages.group_sums(shared), sums, thread);
                 }
             }
             fence_async_shared();
@@ -260,29 +273,41 @@ struct Group<V, true> {
     }
 };
 
-// Group sums of a thread's tokens in a chain.
+constexpr int kReaders = 4;
+
+// Group sums of a thread's tokens in one unit. Lanes 0 to 3 read them, hand them to the lanes of the same column, and are the ones
+// that give the stage back.
 template <class V>
 struct Sums {
-    uint2 pairs[V::kChainValues / 4];
-    __device__ __forceinline__ void load(uint32_t of_slice, int column) {
-        if constexpr (V::kRaw) {
+    static constexpr int kPairs = V::kValues / 4;
+    uint2 pairs[V::kGroups][kPairs];
+    __device__ __forceinline__ void load(uint32_t stage_sums, const Lane& lane) {
 #pragma unroll
-            for (int j = 0; j < V::kChainValues / 4; ++j) pairs[j] = shared_load_64(of_slice + (8 * j + 2 * column) * 4);
+        for (int i = 0; i < V::kGroups * kPairs; ++i) {
+            uint2& pair = pairs[i / kPairs][i % kPairs];
+            pair = make_uint2(0, 0);
+            if (lane.thread % 32 < kReaders) pair = shared_load_64(stage_sums + (8 * i + 2 * lane.column) * 4);
+        }
+#pragma unroll
+        for (int i = 0; i < V::kGroups * kPairs; ++i) {
+            uint2& pair = pairs[i / kPairs][i % kPairs];
+            pair.x = __shfl_sync(0xffffffffu, pair.x, lane.column);
+            pair.y = __shfl_sync(0xffffffffu, pair.y, lane.column);
         }
     }
 };
 
 // acc += s * part, or s * (part - z * X), row by row: consecutive FMAs then share the scale's register read.
 template <class V>
-__device__ __forceinline__ void promote(float* acc, float (&part)[V::kChainValues], const Group<V>& group, const Sums<V>& sums) {
+__device__ __forceinline__ void promote(float* acc, float (&part)[V::kChainValues], const Group<V>& group, const uint2* sums) {
     wgmma_pin(part);
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
 #pragma unroll
         for (int i = 2 * row; i < V::kChainValues; i += 4) {
             if constexpr (V::kRaw) {
-                part[i] = fmaf(group.minus_zero[row], __uint_as_float(sums.pairs[i / 4].x), part[i]);
-                part[i + 1] = fmaf(group.minus_zero[row], __uint_as_float(sums.pairs[i / 4].y), part[i + 1]);
+                part[i] = fmaf(group.minus_zero[row], __uint_as_float(sums[i / 4].x), part[i]);
+                part[i + 1] = fmaf(group.minus_zero[row], __uint_as_float(sums[i / 4].y), part[i + 1]);
             }
             acc[i] = fmaf(group.scale[row], part[i], acc[i]);
             acc[i + 1] = fmaf(group.scale[row], part[i + 1], acc[i + 1]);
@@ -315,10 +340,12 @@ __device__ __forceinline__ void multiply(Accumulators<V>& acc, Stages<V>& stages
     codes.load(stages.data() + blocks, lane.thread);
     for (int unit = first; unit < end; ++unit) {
         const uint32_t data = stages.data(), release = stages.empty(), group_sums = stages.group_sums(shared);
+        Sums<V> sums;
         const uint32_t x = warp_uniform(wgmma_descriptor_low<Swizzle::bytes_128>(data));
         const bool more = unit + 1 < end;
         stages.wait_turned();
         stages.advance();
+        if (V::kRaw) sums.load(group_sums, lane);
 #pragma unroll
         for (int block = 0; block < V::kBlocks; ++block) {
 #pragma unroll
@@ -342,8 +369,6 @@ __device__ __forceinline__ void multiply(Accumulators<V>& acc, Stages<V>& stages
                 if (g == V::kGroups - 1 && block + 1 < V::kBlocks) codes.load(data + blocks + (block + 1) * kCodeBytes, lane.thread);
 #pragma unroll
                 for (int slice = 0; slice < V::kSlices; ++slice) {
-                    Sums<V> sums;
-                    sums.load(group_sums + (g * V::kTokens + slice * V::kSlice) * 4, lane.column);
                     wgmma_wait<0>();
                     // A later use of the fragments: they keep their registers until the products are done (wgmma.cuh).
 #pragma unroll
@@ -351,13 +376,8 @@ __device__ __forceinline__ void multiply(Accumulators<V>& acc, Stages<V>& stages
 #pragma unroll
                         for (int i = 0; i < V::kPiece; ++i) wgmma_pin(a[set][i]);
                     }
-                    // Raw codes need the stage's group sums for longer than its products.
-                    if (!V::kRaw && last && slice == V::kSlices - 1 && lane.thread % 32 == 0) barrier_arrive(release);
-                    promote<V>(acc[block] + slice * V::kChainValues, part, group, sums);
-                    if (V::kRaw && last) {
-                        __syncwarp();
-                        if (slice == V::kSlices - 1 && lane.thread % 32 == 0) barrier_arrive(release);
-                    }
+                    if (last && slice == V::kSlices - 1 && lane.thread % 32 < (V::kRaw ? kReaders : 1)) barrier_arrive(release);
+                    promote<V>(acc[block] + slice * V::kChainValues, part, group, sums.pairs[g]);
                     if (slice + 1 < V::kSlices) {
 #pragma unroll
                         for (int piece = 0; piece < V::kPieces; ++piece) issue(x, a[piece], g, piece, slice + 1);
@@ -449,7 +469,7 @@ __device__ __forceinline__ void run(const CUtensorMap* x, const Problem& p) {
         prefetch_tensor_map(x);
         for (Stages<V> stages(shared); stages.phase == 0; stages.advance()) {
             barrier_init(stages.full(), 1);
-            barrier_init(stages.empty(), 4 * V::kMultipliers);
+            barrier_init(stages.empty(), 4 * V::kMultipliers * (V::kRaw ? kReaders : 1));
             barrier_init(stages.turned(), kTurners / 32);
         }
         for (Windows<V> windows(shared); windows.phase == 0; windows.advance()) {
