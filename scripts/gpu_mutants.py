@@ -29,7 +29,7 @@ MUTANTS = [
     ("norm-skips-the-last-vectors", "layers", "norm.cuh",
      "y[i] = from_bf16(inside ? load_packed(residual, vector)", "y[i] = from_bf16(inside && i < 3 ? load_packed(residual, vector)"),
     ("norm-drops-the-second-delta", "layers", "norm.cuh", "delta.x[j] += second.x[j];", "delta.x[j] += 0.0f * second.x[j];"),
-    ("activation-scale-of-its-own-slice", "layers", "activation.cuh", "if (blocks == 1) return value;", "return value;"),
+    ("activation-scale-of-its-own-slice", "layers", "activation.cuh", "lane < blocks ? load_remote(&slot, lane) : 0.0f;", "value;"),
     ("append-turns-backwards", "kv-cache", "rope_append.cuh",
      "turns[i] = make_float2(cosine, sine);", "turns[i] = make_float2(cosine, -sine);"),
     ("append-drops-its-barrier", "kv-cache", "rope_append.cuh",
