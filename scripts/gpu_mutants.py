@@ -47,10 +47,10 @@ MUTANTS = [
      "fmaf(scale[1 - row], part[i], sum[i ^ 1]);"),
     ("w4a8-next-token's-group-sum", "awq-gemm", "w4a8.cuh", "const int token = min(first + i * kRows, p.tokens - 1);",
      "const int token = min(first + i * kRows + 1, p.tokens - 1);"),
-    ("decode-forgets-to-rescale", "gqa-attention", "decode.cuh",
-     "my.decay[warp][n] = exp2_approx((running.top[k] - reference) * scale);", "my.decay[warp][n] = 1.0f;"),
-    ("decode-skips-a-page", "gqa-attention", "decode.cuh", "int left = piece.end - piece.begin;",
-     "int left = max(1, piece.end - piece.begin - 1);"),
+    ("decode-forgets-to-rescale", "gqa-attention", "decode_warp.cuh",
+     "decay = exp2_approx(reference[j][e] - next);", "decay = 1.0f;"),
+    ("decode-skips-a-page", "gqa-attention", "decode.cuh", "state.template add_values<false>(tile, weights, 0, 0);",
+     "if (left != 2) state.template add_values<false>(tile, weights, 0, 0);"),
     ("prefill-sees-the-next-token", "gqa-attention", "prefill.cuh", "if (token > position[r] ||", "if (token > position[r] + 1 ||"),
 ]
 

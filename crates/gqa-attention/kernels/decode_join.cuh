@@ -12,12 +12,14 @@ namespace peregrine {
 
 // Several partial results of four dims of one column, as a weighted sum under their common maximum.
 struct Joined {
-    float top = minus_infinity, sum = 0.0f;
+    float top = no_reference, sum = 0.0f;
     float4 o = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 
-    // Partial results first, first + stride, ... below count, `batch` of them read at a time.
+    // Partial results first, first + stride, ... below count, `batch` of them read at a time. rows(i) is where result i lies, or
+    // null; the first is there. No branches: absent ones are read where the first lies and weigh nothing.
     template <class Tile, int batch, class Rows>
-    __device__ __forceinline__ void add(const Rows& rows, int n, int d, int first, int stride, int count) {
+    __device__ __forceinline__ void add(const Rows& rows, int offset, int tail_offset, int first, int stride, int count) {
+        const float* const some = rows(0);
 #pragma unroll 1
         for (int base = first; base < count; base += batch * stride) {
             float4 value[batch];
@@ -25,20 +27,22 @@ struct Joined {
             float next = top;
 #pragma unroll
             for (int part = 0; part < batch; ++part) {
-                value[part] = make_float4(0.0f, 0.0f, 0.0f, 0.0f), tail[part] = make_float2(minus_infinity, 0.0f);
-                if (batch > 1 && base + part * stride >= count) continue;
-                const float* row = rows(base + part * stride) + n * Tile::row;
-                value[part] = *reinterpret_cast<const float4*>(row + d);
-                tail[part] = *reinterpret_cast<const float2*>(row + Tile::head_dim);
+                const int index = base + part * stride;
+                const float* row = rows(min(index, count - 1));
+                const bool there = index < count && row != nullptr;
+                row = there ? row : some;
+                value[part] = *reinterpret_cast<const float4*>(row + offset);
+                tail[part] = *reinterpret_cast<const float2*>(row + tail_offset);
+                if (!there) tail[part].x = minus_infinity;
             }
 #pragma unroll
             for (int part = 0; part < batch; ++part) next = fmaxf(next, tail[part].x);
-            const float reference = next == minus_infinity ? 0.0f : next, decay = exp2_approx(top - reference);
+            const float decay = exp2_approx(top - next);
             top = next;
             sum *= decay, o.x *= decay, o.y *= decay, o.z *= decay, o.w *= decay;
 #pragma unroll
             for (int part = 0; part < batch; ++part) {
-                const float weight = exp2_approx(tail[part].x - reference);
+                const float weight = exp2_approx(tail[part].x - next);
                 sum += weight * tail[part].y;
                 o.x += weight * value[part].x, o.y += weight * value[part].y;
                 o.z += weight * value[part].z, o.w += weight * value[part].w;
@@ -49,8 +53,7 @@ struct Joined {
     // With what the lane at distance `lane` has.
     __device__ __forceinline__ void add_lane(int lane) {
         const float other = __shfl_xor_sync(~0u, top, lane), next = fmaxf(top, other);
-        const float reference = next == minus_infinity ? 0.0f : next;
-        const float mine = exp2_approx(top - reference), theirs = exp2_approx(other - reference);
+        const float mine = exp2_approx(top - next), theirs = exp2_approx(other - next);
         const auto both = [&](float x) { return x * mine + __shfl_xor_sync(~0u, x, lane) * theirs; };
         top = next, sum = both(sum), o.x = both(o.x), o.y = both(o.y), o.z = both(o.z), o.w = both(o.w);
     }
@@ -70,7 +73,7 @@ __device__ __forceinline__ void join(const DecodeArgs& args, const typename Tile
     for (int base = 0; base < quads; base += threads / ways) {
         const int i = base + thread / ways, n = i / row_quads, d = i % row_quads * 4;
         Joined joined;
-        joined.add<Tile, batch>(rows, n, d, thread % ways, ways, i < quads ? count : 0);
+        if (i < quads) joined.add<Tile, batch>(rows, n * Tile::row + d, n * Tile::row + Tile::head_dim, thread % ways, ways, count);
         for (int lane = 1; lane < ways; lane *= 2) joined.add_lane(lane);
         if (i >= quads || thread % ways) continue;
         const float4 o = joined.o;
@@ -82,7 +85,7 @@ __device__ __forceinline__ void join(const DecodeArgs& args, const typename Tile
         const int column = piece.column_tile * Tile::columns + n, token = token_of(args, piece.query_len, column);
         const int head = (piece.head - token) * args.group_size + column;
         const uint64_t row = static_cast<uint64_t>(piece.query_start + token) * (args.kv_heads * args.group_size) + head;
-        const float norm = joined.sum > 0.0f ? __fdividef(piece.v_scale, joined.sum) : 0.0f;
+        const float norm = joined.sum > 0.0f ? __fdividef(1.0f, joined.sum) : 0.0f;
         *reinterpret_cast<uint2*>(args.output + row * Tile::head_dim + d) =
             make_uint2(bf16x2_from_f32(o.x * norm, o.y * norm), bf16x2_from_f32(o.z * norm, o.w * norm));
         if (args.lse && d == 0) {
@@ -90,7 +93,7 @@ __device__ __forceinline__ void join(const DecodeArgs& args, const typename Tile
             const int position = piece.context_len - piece.query_len + token;
             const float shift = args.alibi_slopes ? args.softmax_scale * alibi_bias(args.alibi_slopes[head], position) : 0.0f;
             args.lse[row] =
-                joined.sum > 0.0f ? (joined.top + log2f(joined.sum) - Tile::shift) * ln_2 + shift : minus_infinity;
+                joined.sum > 0.0f ? (joined.top + log2f(joined.sum) - Tile::Element::shift) * ln_2 + shift : minus_infinity;
         }
     }
 }
@@ -107,24 +110,23 @@ __device__ __forceinline__ void finish(const DecodeArgs& args, typename Tile::Bl
     const uint32_t present = __ballot_sync(~0u, there), earlier = present & ((1u << lane) - 1);
     const uint32_t starts =
         __ballot_sync(~0u, there && (!earlier || block.piece[31 - __clz(earlier)].item != block.piece[lane].item));
-    if (there && threadIdx.x < 32) block.rows[__popc(earlier)] = block.piece[lane].rows;
-    named_barrier_sync(barrier, threads);
     // First piece of the item that began in an earlier block, and of the one that a later block ends.
     int open_before = -1, open_after = -1;
     const bool alone = __popc(starts) == 1;
 #pragma unroll 1
     for (uint32_t left = starts; left; left &= left - 1) {
         const int first = __ffs(left) - 1;
-        const uint32_t below = (1u << first) - 1, later = left & (left - 1);
-        const uint32_t mask = present & ~below & (later ? (later & -later) - 1 : ~0u);
+        const uint32_t later = left & (left - 1), here = present & (later ? (later & -later) - 1 : ~0u);
+        const int final = 31 - __clz(here);
         const typename Tile::Piece& piece = block.piece[first];
         const bool begins = piece.begin == piece.item;
-        const bool whole = begins && block.piece[31 - __clz(mask)].end == piece.item + piece.tiles;
+        const bool whole = begins && block.piece[final].end == piece.item + piece.tiles;
         if (!whole) (begins ? open_after : open_before) = first;
-        if (!alone && threadIdx.x / 128 != first / 2) continue;  // several items: a warpgroup each
+        if (!alone && threadIdx.x / 128 != first / 2) continue;  // several items: a worker's warps each
         float* partial = whole ? nullptr : args.partials + static_cast<uint64_t>(2 * blockIdx.x + begins) * Tile::partial_floats;
-        const float* const* list = block.rows + __popc(present & below);
-        join<Tile, 1>(args, piece, [&](int part) { return list[part]; }, __popc(mask), partial,
+        const int from = first / 2 * Tile::slots + first % 2, to = final / 2 * Tile::slots + (final % 2 ? Tile::slots : 1);
+        const float* const* list = block.partial + from;
+        join<Tile, 8>(args, piece, [&](int part) { return list[part]; }, to - from, partial,
                       alone ? threadIdx.x : threadIdx.x % 128, alone ? threads : 128);
     }
     if (open_before < 0 && open_after < 0) return;
@@ -134,11 +136,10 @@ __device__ __forceinline__ void finish(const DecodeArgs& args, typename Tile::Bl
         uint32_t parts = 0;
         if (first >= 0) {
             const uint32_t first_block = block.piece[first].first_block, others = block.piece[first].last_block - first_block;
-            __threadfence();  // after the barrier: the whole block's stores come before the count
-            if (atomicAdd(&args.finished[first_block], 1) == others) {
+            // After the barrier: the whole block's stores come before the count.
+            if (flag_add_acq_rel(&args.finished[first_block], 1) == others) {
                 args.finished[first_block] = 0;
                 parts = others + 1;
-                __threadfence();
             }
         }
         block.parts[begins] = parts;
@@ -151,7 +152,7 @@ __device__ __forceinline__ void finish(const DecodeArgs& args, typename Tile::Bl
         const float* parts = args.partials + static_cast<uint64_t>(2 * piece.first_block) * Tile::partial_floats;
         // A block's part of the item that began before it is its first; the block where it began left it as its second.
         const auto rows = [&](int part) { return parts + static_cast<uint64_t>(2 * part + (part == 0)) * Tile::partial_floats; };
-        join<Tile, 8>(args, piece, rows, block.parts[begins], nullptr, threadIdx.x, threads);
+        join<Tile, 10>(args, piece, rows, block.parts[begins], nullptr, threadIdx.x, threads);
     }
 }
 

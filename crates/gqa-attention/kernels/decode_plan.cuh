@@ -6,6 +6,8 @@
 #pragma once
 #include <cstdint>
 
+#include <peregrine/sync.cuh>
+
 namespace peregrine {
 
 constexpr int page_tokens = 64;
@@ -32,23 +34,35 @@ static_assert(sizeof(DecodeArgs) == 128);
 
 struct Sequence {
     int context_len, query_start, query_len;
-    uint32_t first_page, tiles, items, lead;
+    uint32_t first_page, tiles, items, lead, column_tiles;
     // An item takes `lead` places more than it has tiles, in front of them: what its queries and its output cost. Blocks
     // with many short items then get fewer tiles than blocks with a long one.
     __device__ __forceinline__ uint32_t places() const { return (tiles + lead) * items; }
 };
 
+// What memory says of a sequence.
+struct Lengths {
+    int context_len, query_start, query_len;
+};
+__device__ __forceinline__ Lengths load_lengths(const DecodeArgs& args, uint32_t index) {
+    Lengths l{static_cast<int>(args.context_lens[index]), static_cast<int>(index * args.query_len), static_cast<int>(args.query_len)};
+    if (args.query_starts) {
+        l.query_start = args.query_starts[index];
+        l.query_len = args.query_starts[index + 1] - l.query_start;
+    }
+    return l;
+}
+
 template <int columns>
-__device__ __forceinline__ Sequence load_sequence(const DecodeArgs& args, uint32_t index) {
+__device__ __forceinline__ Sequence sequence_of(const DecodeArgs& args, Lengths l) {
     Sequence s;
-    s.context_len = args.context_lens[index];
-    s.query_start = args.query_starts ? args.query_starts[index] : index * args.query_len;
-    s.query_len = args.query_starts ? args.query_starts[index + 1] - s.query_start : args.query_len;
+    s.context_len = l.context_len, s.query_start = l.query_start, s.query_len = l.query_len;
     const int oldest = s.context_len - s.query_len + 1 - static_cast<int>(args.window);
     s.first_page = args.window && oldest > 0 ? oldest / page_tokens : 0;
     const uint32_t pages = (s.context_len + page_tokens - 1) / page_tokens;
     s.tiles = pages > s.first_page ? pages - s.first_page : 1;  // an empty sequence keeps one tile, all masked: zeros
-    s.items = args.kv_heads * ((s.query_len * args.group_size + columns - 1) / columns);
+    s.column_tiles = (static_cast<uint32_t>(s.query_len) * args.group_size + columns - 1) / columns;
+    s.items = args.kv_heads * s.column_tiles;
     s.lead = args.batch > 16;
     return s;
 }
@@ -67,7 +81,7 @@ struct Walk {
     __device__ __forceinline__ void seek(const DecodeArgs& args, uint32_t to) {
         while (to - place >= seq.places()) {
             place += seq.places();
-            seq = load_sequence<columns>(args, ++sequence);
+            seq = sequence_of<columns>(args, load_lengths(args, ++sequence));
         }
         item = (to - place) / (seq.tiles + seq.lead);
         item_tile = place + item * (seq.tiles + seq.lead) + seq.lead;
@@ -86,53 +100,82 @@ struct Split {
     }
 };
 
-// Sums the line and finds where this block's workers start. `warp_sum` has a word for each warp of the block.
-template <int columns, int workers, int threads>
-__device__ __forceinline__ Split plan(const DecodeArgs& args, uint32_t (&warp_sum)[threads / 32],
-                                      Walk<columns> (&start)[workers]) {
-    const uint32_t strip = (args.batch + threads - 1) / threads;
-    const uint32_t low = min(threadIdx.x * strip, args.batch), high = min(low + strip, args.batch);
+// A worker's places of the line, and where they start.
+template <int columns>
+struct Share {
+    Split split;
+    uint32_t begin, end;
+    Walk<columns> walk;
+};
+
+// The loading warps sum the line, a strip of sequences to a lane: all of them together, or, up to 32 sequences, each for itself.
+// `warp_sum` and `start` are shared by the block's loading warps.
+template <int columns, int workers>
+__device__ __forceinline__ Share<columns> plan(const DecodeArgs& args, uint32_t worker, uint32_t barrier,
+                                               uint32_t (&warp_sum)[workers], Walk<columns> (&start)[workers]) {
+    constexpr uint32_t lanes = 32 * workers;
+    const uint32_t lane = threadIdx.x % 32;
+    const bool together = args.batch > 32;
+    const uint32_t strip = together ? (args.batch + lanes - 1) / lanes : 1;
+    const uint32_t low = min((together ? worker * 32 + lane : lane) * strip, args.batch), high = min(low + strip, args.batch);
     uint32_t sum = 0;
-    Sequence first;
+    Lengths first{};
+#pragma unroll 4
     for (uint32_t b = low; b < high; ++b) {
-        const Sequence seq = load_sequence<columns>(args, b);
-        if (b == low) first = seq;
-        sum += seq.places();
+        const Lengths lengths = load_lengths(args, b);
+        if (b == low) first = lengths;
+        sum += sequence_of<columns>(args, lengths).places();
     }
     uint32_t scan = sum;
-    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
     for (int step = 1; step < 32; step *= 2) {
         const uint32_t other = __shfl_up_sync(~0u, scan, step);
         if (lane >= step) scan += other;
     }
-    if (lane == 31) warp_sum[warp] = scan;
-    __syncthreads();
-    Split split{};
-    uint32_t before = scan - sum;
+    uint32_t total = __shfl_sync(~0u, scan, 31), before = 0;
+    if (together) {
+        if (lane == 31) warp_sum[worker] = scan;
+        named_barrier_sync(barrier, lanes);
+        total = 0;
 #pragma unroll
-    for (int w = 0; w < threads / 32; ++w) {
-        const uint32_t part = warp_sum[w];
-        if (w < warp) before += part;
-        split.total += part;
-    }
-    split.blocks = max(1u, min(gridDim.x, (split.total + workers - 1) / workers));
-    split.each = split.total / split.blocks, split.longer = split.total % split.blocks;
-    const uint32_t begin = split.begin(blockIdx.x), places = split.begin(blockIdx.x + 1) - begin;
-    for (int w = 0; w < workers; ++w) {
-        const uint32_t from = begin + w * places / workers;
-        if (from >= before && from < before + sum) {
-            uint32_t b = low, place = before;
-            Sequence seq = first;
-            while (from >= place + seq.places()) {
-                place += seq.places();
-                seq = load_sequence<columns>(args, ++b);
-            }
-            start[w] = Walk<columns>{seq, b, place, 0, 0};
+        for (int w = 0; w < workers; ++w) {
+            const uint32_t part = warp_sum[w];
+            if (w < worker) before += part;
+            total += part;
         }
     }
-    __syncthreads();
-    return split;
+    Share<columns> share;
+    Split& split = share.split;
+    split.total = total, split.blocks = max(1u, min(gridDim.x, (total + workers - 1) / workers));
+    split.each = total / split.blocks, split.longer = total - split.each * split.blocks;
+    const uint32_t begin = split.begin(blockIdx.x), places = split.begin(blockIdx.x + 1) - begin;
+    const auto worker_begin = [&](uint32_t w) { return begin + w * places / workers; };
+    share.begin = worker_begin(worker), share.end = worker_begin(worker + 1);
+    // The sequence that place `from` is in, by the lane that has it.
+    const uint32_t inclusive = before + scan, exclusive = inclusive - sum;
+    if (together) {
+        for (int w = 0; w < workers; ++w) {
+            const uint32_t from = worker_begin(w);
+            if (from >= exclusive && from < inclusive) {
+                uint32_t b = low, place = exclusive;
+                Sequence seq = sequence_of<columns>(args, first);
+                while (from >= place + seq.places()) {
+                    place += seq.places();
+                    seq = sequence_of<columns>(args, load_lengths(args, ++b));
+                }
+                start[w] = Walk<columns>{seq, b, place, 0, 0};
+            }
+        }
+        named_barrier_sync(barrier, lanes);
+        share.walk = start[worker];
+    } else {
+        const int holder = max(__ffs(__ballot_sync(~0u, share.begin < inclusive)) - 1, 0);
+        const Lengths lengths{__shfl_sync(~0u, first.context_len, holder), __shfl_sync(~0u, first.query_start, holder),
+                              __shfl_sync(~0u, first.query_len, holder)};
+        share.walk = Walk<columns>{sequence_of<columns>(args, lengths), static_cast<uint32_t>(holder),
+                                   __shfl_sync(~0u, exclusive, holder), 0, 0};
+    }
+    return share;
 }
 
 }  // namespace peregrine

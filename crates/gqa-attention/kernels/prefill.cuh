@@ -27,7 +27,6 @@
 #include <peregrine/fp8.cuh>
 #include <peregrine/sync.cuh>
 
-#include "decode_load.cuh"
 #include "prefill_tile.cuh"
 
 namespace peregrine {

@@ -2,9 +2,31 @@
 #pragma once
 #include <cstdint>
 
-#include "decode_tile.cuh"
+#include <peregrine/core_matrix.cuh>
+#include <peregrine/fp8.cuh>
+
+#include "attention_math.cuh"
+#include "decode_plan.cuh"
 
 namespace peregrine {
+
+// Element types of the pages: bytes, the bit pattern of ones that fills an operand word, and their products.
+struct E4m3 {
+    static constexpr int bytes = 1;
+    static constexpr uint32_t ones = 0x38383838u;
+    template <int columns, class A>
+    static __device__ __forceinline__ void product(float (&d)[columns / 2], const A& a, uint64_t b, int accumulate) {
+        Wgmma<columns>::e4m3(d, a, b, accumulate);
+    }
+};
+struct Bf16 {
+    static constexpr int bytes = 2;
+    static constexpr uint32_t ones = 0x3f803f80u;
+    template <int columns, class A>
+    static __device__ __forceinline__ void product(float (&d)[columns / 2], const A& a, uint64_t b, int accumulate) {
+        Wgmma<columns>::bf16(d, a, b, accumulate);
+    }
+};
 
 // 136 columns: a head_dim of 128 with the sums of P.
 #define PEREGRINE_R68 PEREGRINE_R64 ",%64,%65,%66,%67"
