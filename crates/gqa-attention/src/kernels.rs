@@ -16,7 +16,7 @@ pub(crate) struct DecodeVariant {
     pub head_dim: usize,
     /// Query tokens times heads of a group that one pass over keys and values takes.
     columns: usize,
-    /// Warpgroups of a block, each with a loading warp.
+    /// Groups of four warps of a block, each with a loading warp.
     workers: usize,
     pub shared_bytes: u32,
 }
