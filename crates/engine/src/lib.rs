@@ -15,8 +15,12 @@
 //!   that a long prompt delays nobody's next token by more than one step.
 //! - **Pages are taken as they are needed.** A request is admitted when its tokens so far fit and a page stays free for
 //!   each running request that will still grow. Where pages run out nevertheless, the newest running request goes back
-//!   to the head of the queue and is computed again later, generated tokens included: it goes on with the token that
-//!   it would have had, as random draws depend on the request's seed and the number of the token alone.
+//!   to the head of the queue and goes on later with the token that it would have had, as random draws depend on the
+//!   request's seed and the number of the token alone.
+//! - **What was computed is found again.** Full pages are published as steps end. A request starts with the longest beginning
+//!   that is still there, another's of the same [`Request::salt`] or its own from before a preemption: in the KV cache, or in
+//!   the model's host pages ([`StepModel::host_pages`]), where pages go as they are evicted. The rest is computed. Bringing
+//!   a page back is always preferred: 10 MiB over the bus, against 64 tokens through all weights.
 //! - **What can never fit is refused at [`Engine::submit`]**, with the size that would fit.
 //! - **Every request ends with one [`Event::Finished`]**, whatever ended it: a step that fails ends those that took part
 //!   in it and gives their pages back; the others go on.

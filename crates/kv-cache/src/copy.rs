@@ -29,13 +29,13 @@ pub enum Direction {
     ToDevice,
 }
 
-/// Copies pages of one layer between the device's pool and the host's, which is laid out alike. As scales belong to heads, not
-/// to pages, the elements are all there is to a page.
+/// Copies pages of all layers among the device's pools, one a layer, and between them and the host's. As scales belong to
+/// heads, not to pages, the elements are all there is to a page.
 ///
 /// ```text
-///   device   | 0 | 1 | 2 | 3 | 4 | 5 |        pages whose neighbours go to neighbours
-///                  └───┴───┘                  go in one piece
-///   host     | 0 | 1 | 2 | 3 |
+///   device   layer 0  | 0 | 1 | 2 | 3 | ..      host   [layer][page]   | 0 | 1 | 2 | 0 | 1 | 2 | ..
+///            layer 1  | 0 | 1 | 2 | 3 | ..                               layer 0   │ layer 1
+///                           └───┴── neighbours that stay neighbours go in one piece
 /// ```
 ///
 /// ```
@@ -46,7 +46,7 @@ pub enum Direction {
 /// let page = layout.page_elements();
 /// let (mut pool, mut host) = (vec![7f32; 2 * page], vec![0f32; page]);
 /// let out = CopyPage { from: 1, to: 0, direction: Direction::ToHost };
-/// CopyPages::new(layout, &[out]).reference(&mut pool, &mut host)?;
+/// CopyPages::new(layout, &[out]).reference(&mut [&mut pool], &mut host)?;
 /// assert_eq!(host, pool[page..]);
 /// # device::Result::Ok(())
 /// ```
@@ -99,8 +99,8 @@ impl CopyPages {
         Self { layout, runs }
     }
 
-    /// Checks page numbers against pools of so many elements.
-    pub(crate) fn check(&self, pool: usize, host: usize) -> Result<()> {
+    /// Checks page numbers against one layer's pools of so many elements.
+    fn check(&self, pool: usize, host: usize) -> Result<()> {
         let (device, host) = (self.layout.pages(CHECK.0, pool)?, self.layout.pages(CHECK.0, host)?);
         for run in &self.runs {
             let (readable, writable) = match run.direction {
@@ -115,6 +115,22 @@ impl CopyPages {
             below("to", run.to + run.pages - 1, writable)?;
         }
         Ok(())
+    }
+
+    /// Checks the lengths of all pools and the page numbers; the elements of a layer on the host.
+    pub(crate) fn check_layers(
+        &self,
+        pools: impl ExactSizeIterator<Item = usize>,
+        host: usize,
+    ) -> Result<usize> {
+        let layers = pools.len();
+        let whole = host.is_multiple_of(layers.max(1));
+        CHECK.that(whole, "host", format_args!("as many elements for each of {layers} layers"), host)?;
+        let on_host = host.checked_div(layers).unwrap_or(0);
+        for pool in pools {
+            self.check(pool, on_host)?;
+        }
+        Ok(on_host)
     }
 }
 

@@ -3,9 +3,10 @@
 use crate::append::{CHECK, Lengths};
 use crate::{CopyPages, Direction, RopeAppend};
 use bytemuck::{Pod, Zeroable};
-use cudarc::driver::{CudaStream, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr};
+use cudarc::driver::{CudaStream, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr, DeviceSlice};
 use device::gpu::{
-    Args, Cubin, DriverResult, Kernel, Launch, Pinned, check_aligned, check_aligned_mut, check_len,
+    Args, Cubin, DriverResult, Kernel, Launch, Pinned, PinnedCopies, check_aligned, check_aligned_mut,
+    check_len,
 };
 use device::{BatchView, Element, KvPages, Result};
 use half::bf16;
@@ -125,18 +126,32 @@ impl RopeAppend {
 }
 
 impl CopyPages {
-    /// Copies pages of one layer on `stream`, without waiting: `pool` and `host` are `[pages]` of
-    /// [`device::KvLayout::page_elements`] elements each. It cannot be captured into a graph that is to serve other copies.
+    /// Copies pages of all layers on `stream`, without waiting: `pools` a pool for each, `[pages]` of
+    /// [`device::KvLayout::page_elements`] elements, `host` `[layers][host pages]` of as many. It cannot be captured into a graph.
     ///
     /// On the stream of the steps the copies are ordered as they must be: behind the step that wrote what goes out, before the one
     /// that reads what comes in or overwrites what went out.
     pub fn launch<T: Element + DeviceRepr>(
         &self,
         stream: &Arc<CudaStream>,
-        pool: &mut CudaViewMut<'_, T>,
+        pools: &mut [CudaViewMut<'_, T>],
         host: &mut Pinned<T>,
     ) -> Result<()> {
-        self.check(pool.len(), host.len())?;
+        let on_host = self.check_layers(pools.iter().map(DeviceSlice::len), host.len())?;
+        host.copies(stream, |copies| {
+            let mut layers = pools.iter_mut().enumerate();
+            layers.try_for_each(|(layer, pool)| self.copy_layer(stream, pool, copies, layer * on_host))
+        })
+    }
+
+    /// One layer's, whose pages on the host start at element `on_host`.
+    fn copy_layer<T: Element + DeviceRepr>(
+        &self,
+        stream: &Arc<CudaStream>,
+        pool: &mut CudaViewMut<'_, T>,
+        copies: &mut PinnedCopies<'_, T>,
+        on_host: usize,
+    ) -> Result<()> {
         let page = self.layout.page_elements();
         for run in &self.runs {
             let (from, to, len) = (run.from * page, run.to * page, run.pages * page);
@@ -151,8 +166,8 @@ impl CopyPages {
                     };
                     copied.named("cuMemcpyDtoDAsync")?;
                 }
-                Direction::ToHost => host.download_to(stream, to, &pool.slice(from..from + len))?,
-                Direction::ToDevice => host.upload_from(stream, from, &mut pool.slice_mut(to..to + len))?,
+                Direction::ToHost => copies.download(on_host + to, &pool.slice(from..from + len))?,
+                Direction::ToDevice => copies.upload(on_host + from, &mut pool.slice_mut(to..to + len))?,
             }
         }
         Ok(())

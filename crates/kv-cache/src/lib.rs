@@ -8,7 +8,9 @@
 //! ```
 //!
 //! - [`BlockAllocator`] and [`BlockTable`] are plain host logic: pages of 64 tokens counted by reference, prompts that
-//!   share the pages of equal prefixes, forks that copy on write, eviction of what was used least recently.
+//!   share the pages of equal prefixes, forks that copy on write, eviction of what was used least recently, into host
+//!   memory where there are pages for it.
+//! - [`CopyPages`] makes the copies that the allocator asks for, among the device's pages and between them and the host's.
 //! - [`RopeAppend`] is the step that fills pages: it splits fused QKV rows, rotates queries and keys, and stores keys and
 //!   values in the layout ([`device::KvLayout`]) that the attention kernels read. One allocator serves all
 //!   layers: a page number means the same place in each layer's pool.

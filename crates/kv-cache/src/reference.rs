@@ -70,16 +70,20 @@ impl RopeAppend {
 }
 
 impl CopyPages {
-    /// Copies pages of one layer: `pool` and `host` are `[pages]` of [`device::KvLayout::page_elements`] elements each.
-    pub fn reference<T: Element>(&self, pool: &mut [T], host: &mut [T]) -> Result<()> {
-        self.check(pool.len(), host.len())?;
+    /// Copies pages of all layers: `pools` a pool for each, `[pages]` of [`device::KvLayout::page_elements`] elements, `host`
+    /// `[layers][host pages]` of as many.
+    pub fn reference<T: Element>(&self, pools: &mut [&mut [T]], host: &mut [T]) -> Result<()> {
+        let on_host = self.check_layers(pools.iter().map(|pool| pool.len()), host.len())?;
         let page = self.layout.page_elements();
-        for run in &self.runs {
-            let (from, to) = (run.from * page..(run.from + run.pages) * page, run.to * page);
-            match run.direction {
-                Direction::OnDevice => pool.copy_within(from, to),
-                Direction::ToHost => host[to..][..from.len()].copy_from_slice(&pool[from]),
-                Direction::ToDevice => pool[to..][..from.len()].copy_from_slice(&host[from]),
+        for (layer, pool) in pools.iter_mut().enumerate() {
+            let host = &mut host[layer * on_host..][..on_host];
+            for run in &self.runs {
+                let (from, to) = (run.from * page..(run.from + run.pages) * page, run.to * page);
+                match run.direction {
+                    Direction::OnDevice => pool.copy_within(from, to),
+                    Direction::ToHost => host[to..][..from.len()].copy_from_slice(&pool[from]),
+                    Direction::ToDevice => pool[to..][..from.len()].copy_from_slice(&host[from]),
+                }
             }
         }
         Ok(())

@@ -73,6 +73,8 @@ struct Model {
     idle: Vec<u32>,
     /// What the host keeps, the one evicted first in front.
     kept: Vec<Prefix>,
+    /// Prefixes that came to be kept: each is copied once.
+    newly_kept: usize,
     seen: Seen,
 }
 
@@ -90,6 +92,7 @@ impl Model {
             published: HashMap::new(),
             idle: vec![],
             kept: vec![],
+            newly_kept: 0,
             seen: Seen::default(),
         }
     }
@@ -110,11 +113,15 @@ impl Model {
             self.seen.evicted += 1;
             if let Some(at) = self.kept.iter().position(|kept| *kept == prefix) {
                 self.kept.remove(at);
-            } else if self.kept.len() == self.host.len() {
+                self.kept.push(prefix);
+                continue;
+            }
+            if self.kept.len() == self.host.len() {
                 let Some(at) = self.kept.iter().position(|kept| !restoring.contains(kept)) else { continue };
                 self.kept.remove(at);
                 self.seen.dropped += 1;
             }
+            self.newly_kept += 1;
             self.kept.push(prefix);
         }
     }
@@ -174,6 +181,7 @@ impl Model {
             return;
         }
         self.copy();
+        assert_eq!(self.seen.kept, self.newly_kept, "copies to the host");
         let sequence = &self.sequences[rng.below(0..self.sequences.len())];
         assert_eq!(sequence.table.tokens(), sequence.tokens.len());
         assert_eq!(sequence.table.pages().len(), sequence.tokens.len().div_ceil(PAGE_SIZE));
@@ -359,7 +367,7 @@ impl Model {
 
     /// Nothing is found any more. Copies under way are somebody's only while he holds pages.
     fn forget(&mut self) {
-        self.copies.clear();
+        self.copy();
         self.allocator.forget_published();
         assert_eq!(self.allocator.take_copies(), []);
         self.published.clear();

@@ -339,22 +339,31 @@ fn refusals() {
     );
 }
 
-/// The bytes of both pools after the copies, which go beside poisoned guard zones.
-fn copied<T: Page>(stream: &Stream, case: &Copies<T>) -> (Vec<u8>, Vec<u8>) {
-    let mut guarded = Guarded::<T>::new(case.pool.len());
-    let range = guarded.range();
-    guarded.whole_mut()[range.clone()].copy_from_slice(&case.pool);
-    let before = guarded.whole_mut().to_vec();
-    let mut pool = upload(stream, &before, "pool").unwrap();
+/// The bytes of the pools and of the host after the copies, which go beside poisoned guard zones.
+fn copied<T: Page>(stream: &Stream, case: &Copies<T>) -> (Vec<Vec<u8>>, Vec<u8>) {
+    let bytes = |pool: &[T]| bytemuck::cast_slice::<T, u8>(pool).to_vec();
+    let mut layers: Vec<(Guarded<T>, CudaSlice<T>)> = Vec::new();
+    for pool in &case.pools {
+        let mut guarded = Guarded::<T>::new(pool.len());
+        let range = guarded.range();
+        guarded.whole_mut()[range].copy_from_slice(pool);
+        let pool = upload(stream, guarded.whole_mut(), "pool").unwrap();
+        layers.push((guarded, pool));
+    }
     let mut host = Pinned::<T>::zeros(stream.context(), case.host.len()).unwrap();
     host.as_mut_slice().unwrap().copy_from_slice(&case.host);
-    let plan = CopyPages::new(case.layout, &case.copies);
-    plan.launch(stream, &mut pool.slice_mut(range.clone()), &mut host).unwrap();
-    let whole = download(stream, &pool).unwrap();
-    let bytes = |pool: &[T]| bytemuck::cast_slice::<T, u8>(pool).to_vec();
-    assert_eq!(bytes(&whole[..range.start]), bytes(&before[..range.start]), "the guard in front was written");
-    assert_eq!(bytes(&whole[range.end..]), bytes(&before[range.end..]), "the guard behind was written");
-    (bytes(&whole[range]), bytes(host.as_slice().unwrap()))
+    let mut views: Vec<_> =
+        layers.iter_mut().map(|(guarded, pool)| pool.slice_mut(guarded.range())).collect();
+    CopyPages::new(case.layout, &case.copies).launch(stream, &mut views, &mut host).unwrap();
+    drop(views);
+    let payload = |(guarded, pool): &mut (Guarded<T>, CudaSlice<T>)| {
+        let (whole, range) = (download(stream, pool).unwrap(), guarded.range());
+        let before = guarded.whole_mut();
+        assert_eq!(bytes(&whole[..range.start]), bytes(&before[..range.start]), "the guard in front");
+        assert_eq!(bytes(&whole[range.end..]), bytes(&before[range.end..]), "the guard behind");
+        bytes(&whole[range])
+    };
+    (layers.iter_mut().map(payload).collect(), bytes(host.as_slice().unwrap()))
 }
 
 #[test]
@@ -405,11 +414,11 @@ fn pages_go_out_and_come_back_among_steps() {
     steps.launch(stream, &plan).unwrap();
     let range = steps.pool.0.range();
     copy(&out, Direction::ToHost)
-        .launch(stream, &mut steps.pool.1.slice_mut(range.clone()), &mut host)
+        .launch(stream, &mut [steps.pool.1.slice_mut(range.clone())], &mut host)
         .unwrap();
     let own = std::mem::replace(&mut steps.qkv, other);
     steps.launch(stream, &plan).unwrap();
-    copy(&back, Direction::ToDevice).launch(stream, &mut steps.pool.1.slice_mut(range), &mut host).unwrap();
+    copy(&back, Direction::ToDevice).launch(stream, &mut [steps.pool.1.slice_mut(range)], &mut host).unwrap();
     let (_, got) = steps.written(stream);
     drop(own);
     assert!(want.iter().any(|x| !x.to_f32().is_nan()), "the step wrote something");

@@ -168,9 +168,11 @@ proptest! {
 fn copies<T: Element>(seed: u64, layout: KvLayout, pages: usize, host_pages: usize) {
     let mut case = Copies::<T>::random(&mut Rng::new(seed), layout, pages, host_pages);
     let want = case.copied();
-    CopyPages::new(layout, &case.copies).reference(&mut case.pool, &mut case.host).unwrap();
+    let mut pools: Vec<&mut [T]> = case.pools.iter_mut().map(Vec::as_mut_slice).collect();
+    CopyPages::new(layout, &case.copies).reference(&mut pools, &mut case.host).unwrap();
     let bytes = |pool: &[T]| bytemuck::cast_slice::<T, u8>(pool).to_vec();
-    assert!((bytes(&case.pool), bytes(&case.host)) == want, "{:?}", case.copies);
+    let pools = case.pools.iter().map(|pool| bytes(pool)).collect::<Vec<_>>();
+    assert!((pools, bytes(&case.host)) == want, "{:?}", case.copies);
 }
 
 proptest! {

@@ -130,7 +130,7 @@ fn copies() {
         // The good copy stands first: nothing is copied where any is refused.
         let good = CopyPage { from: 0, to: 0, direction: ToHost };
         let plan = CopyPages::new(layout, &[good, CopyPage { from, to, direction }]);
-        let refused = plan.reference(&mut pool, &mut host).map_err(|error| error.to_string());
+        let refused = plan.reference(&mut [&mut pool], &mut host).map_err(|error| error.to_string());
         assert!(refused.is_ok() || (pool == before[..pool.len()] && host == vec![2.0; 2 * page]));
         refused
     };
@@ -147,4 +147,22 @@ fn copies() {
     for (from, to, direction, spare, text) in cases {
         assert_eq!(run(from, to, direction, spare).unwrap_err(), format!("copy_pages: {text}"));
     }
+    // Of neighbours the last one counts.
+    for (direction, argument) in [(ToHost, "to"), (ToDevice, "from")] {
+        let copies = [1, 2].map(|page| CopyPage { from: page, to: page, direction });
+        let plan = CopyPages::new(layout, &copies);
+        let refused = plan.reference(&mut [&mut vec![0f32; 3 * page]], &mut vec![0.0; 2 * page]).unwrap_err();
+        assert_eq!(refused.to_string(), format!("copy_pages: {argument}: expected pages below 2, got 2"));
+    }
+    // Of several layers each pool is checked, and the host's part of each.
+    let plan = CopyPages::new(layout, &[CopyPage { from: 1, to: 0, direction: ToHost }]);
+    let several = |pages: [usize; 2], host: usize| {
+        let [mut first, mut second] = pages.map(|pages| vec![0f32; pages * page]);
+        plan.reference(&mut [&mut first, &mut second], &mut vec![0.0; host]).unwrap_err().to_string()
+    };
+    assert_eq!(several([2, 1], 2 * page), "copy_pages: from: expected pages below 1, got 1");
+    assert_eq!(several([2, 2], page), "copy_pages: pool: expected a multiple of 256 elements, got 128");
+    assert_eq!(several([2, 2], 1), "copy_pages: host: expected as many elements for each of 2 layers, got 1");
+    assert_eq!(several([2, 2], 0), "copy_pages: to: expected pages below 0, got 0");
+    assert_eq!(plan.reference::<f32>(&mut [], &mut []), Ok(()));
 }

@@ -38,7 +38,7 @@ pub use {
     kernel::{Cubin, Kernel},
     launch::{Args, Extent, Launch},
     memory::{check_aligned, check_aligned_mut, check_len, download, upload, zeros},
-    pinned::Pinned,
+    pinned::{Pinned, PinnedCopies},
     pool::{Pool, Pooled},
     tensor_map::{MapElement, Swizzle, TensorMap, Tile},
 };

@@ -62,58 +62,69 @@ impl<T: Pod + DeviceRepr> Pinned<T> {
 
     /// Copies the first elements to all of `device`, in stream order, without waiting.
     pub fn upload(&mut self, stream: &CudaStream, device: &mut impl DevicePtrMut<T>) -> Result<()> {
-        self.upload_from(stream, 0, device)
-    }
-
-    /// Copies the elements from `first` on to all of `device`, in stream order, without waiting.
-    pub fn upload_from(
-        &mut self,
-        stream: &CudaStream,
-        first: usize,
-        device: &mut impl DevicePtrMut<T>,
-    ) -> Result<()> {
-        self.check(first, device.len())?;
-        let bytes = device.len() * size_of::<T>();
-        let (address, _guard) = device.device_ptr_mut(stream);
-        // SAFETY: both sides have `bytes` bytes, this one from `first` on. The event recorded below keeps the host side from
-        // being written or freed before the copy is done.
-        unsafe {
-            sys::cuMemcpyHtoDAsync_v2(address, self.pointer.add(first).cast(), bytes, stream.cu_stream())
-        }
-        .result()
-        .named("cuMemcpyHtoDAsync")?;
-        self.copied.record(stream)
+        self.copies(stream, |copies| copies.upload(0, device))
     }
 
     /// Copies all of `device` over the first elements, in stream order, without waiting.
     pub fn download(&mut self, stream: &CudaStream, device: &impl DevicePtr<T>) -> Result<()> {
-        self.download_to(stream, 0, device)
+        self.copies(stream, |copies| copies.download(0, device))
     }
 
-    /// Copies all of `device` over the elements from `first` on, in stream order, without waiting.
-    pub fn download_to(
+    /// Gives any number of copies to `stream`, without waiting. To mark their end once takes less than to mark each.
+    pub fn copies(
         &mut self,
         stream: &CudaStream,
-        first: usize,
-        device: &impl DevicePtr<T>,
+        give: impl FnOnce(&mut PinnedCopies<'_, T>) -> Result<()>,
     ) -> Result<()> {
-        self.check(first, device.len())?;
-        let bytes = device.len() * size_of::<T>();
-        let (address, _guard) = device.device_ptr(stream);
-        // SAFETY: as in `upload_from`; the event keeps the host side from being read before the copy is done.
-        unsafe {
-            sys::cuMemcpyDtoHAsync_v2(self.pointer.add(first).cast(), address, bytes, stream.cu_stream())
-        }
-        .result()
-        .named("cuMemcpyDtoHAsync")?;
-        self.copied.record(stream)
+        self.context.bind_to_thread().named("cuCtxSetCurrent")?;
+        let given = give(&mut PinnedCopies { pinned: self, stream });
+        // After a failure too: those before it are under way.
+        self.copied.record(stream)?;
+        given
     }
 
     fn check(&self, first: usize, device_len: usize) -> Result<()> {
-        self.context.bind_to_thread().named("cuCtxSetCurrent")?;
         let room = self.len.saturating_sub(first);
         let fits = first <= self.len && device_len <= room;
         Check("pinned").that(fits, "device", format_args!("at most {room} elements"), device_len)
+    }
+}
+
+/// Copies between a page-locked buffer and device memory, in stream order ([`Pinned::copies`]).
+#[derive(Debug)]
+pub struct PinnedCopies<'a, T> {
+    pinned: &'a mut Pinned<T>,
+    stream: &'a CudaStream,
+}
+
+impl<T: Pod + DeviceRepr> PinnedCopies<'_, T> {
+    /// Copies the elements from `first` on to all of `device`.
+    pub fn upload(&mut self, first: usize, device: &mut impl DevicePtrMut<T>) -> Result<()> {
+        self.pinned.check(first, device.len())?;
+        let bytes = device.len() * size_of::<T>();
+        let (address, _guard) = device.device_ptr_mut(self.stream);
+        // SAFETY: both sides have `bytes` bytes, the host's from `first` on. The event that `Pinned::copies` records behind this
+        // keeps the host side from being written or freed before the copy is done.
+        unsafe {
+            let host = self.pinned.pointer.add(first).cast();
+            sys::cuMemcpyHtoDAsync_v2(address, host, bytes, self.stream.cu_stream())
+        }
+        .result()
+        .named("cuMemcpyHtoDAsync")
+    }
+
+    /// Copies all of `device` over the elements from `first` on.
+    pub fn download(&mut self, first: usize, device: &impl DevicePtr<T>) -> Result<()> {
+        self.pinned.check(first, device.len())?;
+        let bytes = device.len() * size_of::<T>();
+        let (address, _guard) = device.device_ptr(self.stream);
+        // SAFETY: as in `upload`; the event keeps the host side from being read before the copy is done.
+        unsafe {
+            let host = self.pinned.pointer.add(first).cast();
+            sys::cuMemcpyDtoHAsync_v2(host, address, bytes, self.stream.cu_stream())
+        }
+        .result()
+        .named("cuMemcpyDtoHAsync")
     }
 }
 
@@ -126,6 +137,7 @@ impl Pinned<u8> {
         device: &mut impl DevicePtrMut<T>,
         at: usize,
     ) -> Result<()> {
+        self.context.bind_to_thread().named("cuCtxSetCurrent")?;
         self.check(0, len)?;
         let room = (device.len() * size_of::<T>()).saturating_sub(at);
         Check("pinned").that(len <= room, "len", format_args!("at most {room} bytes"), len)?;

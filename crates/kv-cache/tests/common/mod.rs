@@ -138,7 +138,9 @@ impl Case {
 pub struct Copies<T> {
     pub layout: KvLayout,
     pub copies: Vec<CopyPage>,
-    pub pool: Vec<T>,
+    /// A pool a layer.
+    pub pools: Vec<Vec<T>>,
+    /// `[layers][host pages]`.
     pub host: Vec<T>,
 }
 
@@ -149,7 +151,8 @@ impl<T: Element> Copies<T> {
             let bytes: Vec<u8> = (0..len.div_ceil(8)).flat_map(|_| rng.bits().to_le_bytes()).collect();
             bytes[..len].chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect()
         };
-        let (pool, host) = (bytes(pages), bytes(host_pages));
+        let layers = 1 + pages % 3;
+        let (pools, host) = ((0..layers).map(|_| bytes(pages)).collect(), bytes(layers * host_pages));
         let mut copies = Vec::new();
         for _ in 0..rng.below(0..9) {
             let directions = [Direction::OnDevice, Direction::ToHost, Direction::ToDevice];
@@ -170,16 +173,24 @@ impl<T: Element> Copies<T> {
                 }
             }
         }
-        Self { layout, copies, pool, host }
+        Self { layout, copies, pools, host }
     }
 
-    /// What both pools hold afterwards, as bytes: page by page, one copy after the other.
-    pub fn copied(&self) -> (Vec<u8>, Vec<u8>) {
+    /// What the pools and the host hold afterwards, as bytes: layer by layer, page by page, one copy after the other.
+    pub fn copied(&self) -> (Vec<Vec<u8>>, Vec<u8>) {
+        let on_host = self.host.len() / self.pools.len();
+        let layers = self.pools.iter().enumerate();
+        let (pools, host): (_, Vec<_>) =
+            layers.map(|(layer, pool)| self.layer(pool, &self.host[layer * on_host..][..on_host])).unzip();
+        (pools, host.concat())
+    }
+
+    fn layer(&self, pool: &[T], host: &[T]) -> (Vec<u8>, Vec<u8>) {
         let bytes = self.layout.page_elements() * size_of::<T>();
         let pages = |pool: &[T]| -> Vec<Vec<u8>> {
             bytemuck::cast_slice::<T, u8>(pool).chunks(bytes).map(<[u8]>::to_vec).collect()
         };
-        let (mut pool, mut host) = (pages(&self.pool), pages(&self.host));
+        let (mut pool, mut host) = (pages(pool), pages(host));
         for &CopyPage { from, to, direction } in &self.copies {
             let (from, to) = (from as usize, to as usize);
             match direction {

@@ -15,32 +15,45 @@ pub struct Cache {
     attention: Attention,
     append: RopeAppend,
     rotary: Option<Rotary>,
-    layers: Vec<Layer>,
+    scales: Vec<Scales>,
+    pools: Pools,
 }
 
-struct Layer {
-    pool: Pool,
+/// What one layer's keys and values are divided by.
+struct Scales {
     /// f32 `[kv_heads]`.
-    key_scales: Vec<f32>,
+    keys: Vec<f32>,
     /// f32 `[kv_heads]`.
-    value_scales: Vec<f32>,
+    values: Vec<f32>,
 }
 
-enum Pool {
+enum Pools {
     F32(Pages<f32>),
     Bf16(Pages<bf16>),
     Fp8(Pages<E4m3>),
 }
 
 struct Pages<T> {
-    pool: Vec<T>,
-    /// What was moved out.
+    /// A pool a layer.
+    layers: Vec<Vec<T>>,
+    /// What was moved out, of all layers.
     host: Vec<T>,
 }
 
 impl<T: Element> Pages<T> {
-    fn zeros(elements: usize) -> Self {
-        Self { pool: vec![T::zeroed(); elements], host: Vec::new() }
+    fn zeros(layers: usize, elements: usize) -> Self {
+        Self { layers: vec![vec![T::zeroed(); elements]; layers], host: Vec::new() }
+    }
+
+    fn add_host_pages(&mut self, elements: usize) -> Result<()> {
+        let elements = Check("kv_cache").product("host_pages", &[self.layers.len(), elements])?;
+        self.host = vec![T::zeroed(); elements];
+        Ok(())
+    }
+
+    fn copy(&mut self, copies: &CopyPages) -> Result<()> {
+        let mut pools: Vec<&mut [T]> = self.layers.iter_mut().map(Vec::as_mut_slice).collect();
+        copies.reference(&mut pools, &mut self.host)
     }
 }
 
@@ -55,14 +68,9 @@ impl Cache {
         let options = AttentionOptions { alibi_slopes, ..AttentionOptions::default() };
         let rotary_dim = rotary.map_or(0, |rotary| rotary.rotary_dim());
         let elements = Check("kv_cache").product("pages", &[spec.pages, layout.page_elements()])?;
-        let layer = |index: usize| Layer {
-            pool: match spec.dtype {
-                KvDtype::F32 => Pool::F32(Pages::zeros(elements)),
-                KvDtype::Bf16 => Pool::Bf16(Pages::zeros(elements)),
-                KvDtype::Fp8 => Pool::Fp8(Pages::zeros(elements)),
-            },
-            key_scales: vec![spec.key_scales[index]; shape.kv_heads],
-            value_scales: vec![spec.value_scales[index]; shape.kv_heads],
+        let scales = |index: usize| Scales {
+            keys: vec![spec.key_scales[index]; shape.kv_heads],
+            values: vec![spec.value_scales[index]; shape.kv_heads],
         };
         Ok(Self {
             layout,
@@ -70,7 +78,12 @@ impl Cache {
             attention: Attention::new(shape, options)?,
             append: RopeAppend::new(shape.query_heads, layout, rotary_dim)?,
             rotary,
-            layers: (0..spec.layers).map(layer).collect(),
+            scales: (0..spec.layers).map(scales).collect(),
+            pools: match spec.dtype {
+                KvDtype::F32 => Pools::F32(Pages::zeros(spec.layers, elements)),
+                KvDtype::Bf16 => Pools::Bf16(Pages::zeros(spec.layers, elements)),
+                KvDtype::Fp8 => Pools::Fp8(Pages::zeros(spec.layers, elements)),
+            },
         })
     }
 
@@ -80,23 +93,20 @@ impl Cache {
 
     pub(super) fn add_host_pages(&mut self, pages: usize) -> Result<()> {
         let elements = Check("kv_cache").product("host_pages", &[pages, self.layout.page_elements()])?;
-        for layer in &mut self.layers {
-            match &mut layer.pool {
-                Pool::F32(pages) => pages.host = vec![0.0; elements],
-                Pool::Bf16(pages) => pages.host = vec![bf16::ZERO; elements],
-                Pool::Fp8(pages) => pages.host = vec![E4m3::default(); elements],
-            }
+        match &mut self.pools {
+            Pools::F32(pages) => pages.add_host_pages(elements),
+            Pools::Bf16(pages) => pages.add_host_pages(elements),
+            Pools::Fp8(pages) => pages.add_host_pages(elements),
         }
-        Ok(())
     }
 
     pub(super) fn copy_pages(&mut self, copies: &[CopyPage]) -> Result<()> {
-        let plan = CopyPages::new(self.layout, copies);
-        self.layers.iter_mut().try_for_each(|layer| match &mut layer.pool {
-            Pool::F32(pages) => plan.reference(&mut pages.pool, &mut pages.host),
-            Pool::Bf16(pages) => plan.reference(&mut pages.pool, &mut pages.host),
-            Pool::Fp8(pages) => plan.reference(&mut pages.pool, &mut pages.host),
-        })
+        let copies = CopyPages::new(self.layout, copies);
+        match &mut self.pools {
+            Pools::F32(pages) => pages.copy(&copies),
+            Pools::Bf16(pages) => pages.copy(&copies),
+            Pools::Fp8(pages) => pages.copy(&copies),
+        }
     }
 
     /// Columns of the queries.
@@ -115,29 +125,30 @@ impl Cache {
                 (runs.view(), context_lens.iter().flat_map(|&len| rotary.inverse_frequencies(len)).collect())
             }
         };
-        let Layer { pool, key_scales, value_scales } = &mut self.layers[layer];
-        let (layout, key_scales, value_scales) = (self.layout, &key_scales[..], &value_scales[..]);
+        let Scales { keys, values } = &self.scales[layer];
+        let (layout, key_scales, value_scales) = (self.layout, &keys[..], &values[..]);
         let plan = &self.append;
         macro_rules! append {
             ($pages:expr) => {{
-                let mut pages = KvPages { layout, pool: &mut $pages.pool[..], key_scales, value_scales };
+                let pool = &mut $pages.layers[layer][..];
+                let mut pages = KvPages { layout, pool, key_scales, value_scales };
                 plan.reference(qkv, &inverse_frequencies, &view, &mut queries, &mut pages)?;
             }};
         }
-        match pool {
-            Pool::F32(pages) => append!(pages),
-            Pool::Bf16(pages) => append!(pages),
-            Pool::Fp8(pages) => append!(pages),
+        match &mut self.pools {
+            Pools::F32(pages) => append!(pages),
+            Pools::Bf16(pages) => append!(pages),
+            Pools::Fp8(pages) => append!(pages),
         }
         Ok(queries)
     }
 
     /// Attention over the pages of `layer`.
     pub(super) fn attend(&self, queries: &[f32], layer: usize, batch: &Batch) -> Result<Vec<f32>> {
-        match &self.layers[layer].pool {
-            Pool::F32(pages) => self.attend_over(queries, &pages.pool, layer, batch),
-            Pool::Bf16(pages) => self.attend_over(queries, &pages.pool, layer, batch),
-            Pool::Fp8(pages) => self.attend_over(queries, &pages.pool, layer, batch),
+        match &self.pools {
+            Pools::F32(pages) => self.attend_over(queries, &pages.layers[layer], layer, batch),
+            Pools::Bf16(pages) => self.attend_over(queries, &pages.layers[layer], layer, batch),
+            Pools::Fp8(pages) => self.attend_over(queries, &pages.layers[layer], layer, batch),
         }
     }
 
@@ -148,13 +159,8 @@ impl Cache {
         layer: usize,
         batch: &Batch,
     ) -> Result<Vec<f32>> {
-        let Layer { key_scales, value_scales, .. } = &self.layers[layer];
-        let pages = KvPages {
-            layout: self.layout,
-            pool,
-            key_scales: &key_scales[..],
-            value_scales: &value_scales[..],
-        };
+        let Scales { keys, values } = &self.scales[layer];
+        let pages = KvPages { layout: self.layout, pool, key_scales: &keys[..], value_scales: &values[..] };
         let mut output = vec![0.0; queries.len()];
         self.attention.reference(queries, &pages, &batch.sequences.view(), &mut output, None)?;
         Ok(output)
@@ -184,7 +190,8 @@ mod tests {
         let batch = Batch::new(&Step { sequences: vec![sequence] }, 1).unwrap();
         cache.append(&[1.0, 1.0, 3.0, 3.0, 8.0, 8.0], 1, &batch).unwrap();
         let layout = cache.layout;
-        let Pool::Fp8(Pages { pool, .. }) = &cache.layers[1].pool else { panic!("asked for FP8 pages") };
+        let Pools::Fp8(Pages { layers, .. }) = &cache.pools else { panic!("asked for FP8 pages") };
+        let pool = &layers[1];
         assert_eq!(pool[layout.key::<E4m3>(0, 0, 0, 0)].to_f32(), 3.0 / 0.5);
         assert_eq!(pool[layout.value::<E4m3>(0, 0, 0, 0)].to_f32(), 8.0 / 4.0);
         // One key: attention gives its value back.

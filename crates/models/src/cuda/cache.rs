@@ -25,41 +25,50 @@ pub struct Cache {
     append: RopeAppend,
     /// f32 `[rotary_dim / 2]`, of rotations that do not depend on the context.
     frequencies: CudaSlice<f32>,
-    layers: Vec<Layer>,
+    scales: Vec<Scales>,
+    pools: Pools,
 }
 
-struct Layer {
-    pool: Pool,
+/// What one layer's keys and values are divided by.
+struct Scales {
     /// f32 `[kv_heads]`.
-    key_scales: CudaSlice<f32>,
+    keys: CudaSlice<f32>,
     /// f32 `[kv_heads]`.
-    value_scales: CudaSlice<f32>,
+    values: CudaSlice<f32>,
 }
 
-enum Pool {
+enum Pools {
     Bf16(Pages<bf16>),
     Fp8(Pages<E4m3>),
 }
 
 struct Pages<T> {
-    pool: CudaSlice<T>,
-    /// What was moved out.
+    /// A pool a layer.
+    layers: Vec<CudaSlice<T>>,
+    /// What was moved out, of all layers.
     host: Pinned<T>,
 }
 
 impl<T: Element + DeviceRepr + ValidAsZeroBits> Pages<T> {
-    fn zeros(cuda: &Cuda, elements: usize, what: &str) -> Result<Self> {
-        let host = Pinned::zeros(cuda.gpu().context(), 0)?;
-        Ok(Self { pool: zeros(cuda.stream(), elements, what)?, host })
+    fn zeros(cuda: &Cuda, layers: usize, elements: usize) -> Result<Self> {
+        let pool = |index: usize| {
+            zeros(cuda.stream(), elements, &format!("KV pages of layer {} of {layers}", index + 1))
+        };
+        Ok(Self {
+            layers: (0..layers).map(pool).collect::<Result<_>>()?,
+            host: Pinned::zeros(cuda.gpu().context(), 0)?,
+        })
     }
 
     fn add_host_pages(&mut self, cuda: &Cuda, elements: usize) -> Result<()> {
+        let elements = Check("kv_cache").product("host_pages", &[self.layers.len(), elements])?;
         self.host = Pinned::zeros(cuda.gpu().context(), elements)?;
         Ok(())
     }
 
     fn copy(&mut self, cuda: &Cuda, copies: &CopyPages) -> Result<()> {
-        copies.launch(cuda.stream(), &mut self.pool.as_view_mut(), &mut self.host)
+        let mut pools: Vec<_> = self.layers.iter_mut().map(CudaSlice::as_view_mut).collect();
+        copies.launch(cuda.stream(), &mut pools, &mut self.host)
     }
 }
 
@@ -77,19 +86,14 @@ impl Cache {
         let options = AttentionOptions { alibi_slopes, ..AttentionOptions::default() };
         let attention = Attention::new(shape, options)?;
         let elements = check.product("pages", &[spec.pages, layout.page_elements()])?;
-        let layer = |index: usize| {
-            let what = format!("KV pages of layer {} of {}", index + 1, spec.layers);
-            let pool = match spec.dtype {
-                KvDtype::F32 => return Err(check.error("dtype", "bf16 or fp8 on a GPU", "f32")),
-                KvDtype::Bf16 => Pool::Bf16(Pages::zeros(cuda, elements, &what)?),
-                KvDtype::Fp8 => Pool::Fp8(Pages::zeros(cuda, elements, &what)?),
-            };
-            let scales = |scale: f32| upload(stream, &vec![scale; shape.kv_heads], "scales of KV pages");
-            Ok(Layer {
-                pool,
-                key_scales: scales(spec.key_scales[index])?,
-                value_scales: scales(spec.value_scales[index])?,
-            })
+        let pools = match spec.dtype {
+            KvDtype::F32 => return Err(check.error("dtype", "bf16 or fp8 on a GPU", "f32")),
+            KvDtype::Bf16 => Pools::Bf16(Pages::zeros(cuda, spec.layers, elements)?),
+            KvDtype::Fp8 => Pools::Fp8(Pages::zeros(cuda, spec.layers, elements)?),
+        };
+        let heads = |scale: f32| upload(stream, &vec![scale; shape.kv_heads], "scales of KV pages");
+        let scales = |index: usize| {
+            Ok(Scales { keys: heads(spec.key_scales[index])?, values: heads(spec.value_scales[index])? })
         };
         Ok(Self {
             id: CACHES.fetch_add(1, Ordering::Relaxed),
@@ -100,25 +104,26 @@ impl Cache {
             attention,
             append: RopeAppend::new(shape.query_heads, layout, rotary_dim)?,
             frequencies: upload(stream, &frequencies, "rotary frequencies")?,
-            layers: (0..spec.layers).map(layer).collect::<Result<_>>()?,
+            scales: (0..spec.layers).map(scales).collect::<Result<_>>()?,
+            pools,
         })
     }
 
     pub(super) fn add_host_pages(&mut self, cuda: &Cuda, pages: usize) -> Result<()> {
         let elements = Check("kv_cache").product("host_pages", &[pages, self.layout.page_elements()])?;
-        self.layers.iter_mut().try_for_each(|layer| match &mut layer.pool {
-            Pool::Bf16(pages) => pages.add_host_pages(cuda, elements),
-            Pool::Fp8(pages) => pages.add_host_pages(cuda, elements),
-        })
+        match &mut self.pools {
+            Pools::Bf16(pages) => pages.add_host_pages(cuda, elements),
+            Pools::Fp8(pages) => pages.add_host_pages(cuda, elements),
+        }
     }
 
     /// On the stream of the steps: behind the one that wrote what goes out, before the one that overwrites it.
     pub(super) fn copy_pages(&mut self, cuda: &Cuda, copies: &[CopyPage]) -> Result<()> {
         let copies = CopyPages::new(self.layout, copies);
-        self.layers.iter_mut().try_for_each(|layer| match &mut layer.pool {
-            Pool::Bf16(pages) => pages.copy(cuda, &copies),
-            Pool::Fp8(pages) => pages.copy(cuda, &copies),
-        })
+        match &mut self.pools {
+            Pools::Bf16(pages) => pages.copy(cuda, &copies),
+            Pools::Fp8(pages) => pages.copy(cuda, &copies),
+        }
     }
 
     /// Rotates, appends, gives the queries.
@@ -136,19 +141,18 @@ impl Cache {
             Some((sections, frequencies)) => (sections, indices.floats(frequencies)?),
         };
         let views = sections.views(indices)?;
-        let Layer { pool, key_scales, value_scales } = &mut self.layers[layer];
-        let (key_scales, value_scales) = (&*key_scales, &*value_scales);
+        let Scales { keys: key_scales, values: value_scales } = &self.scales[layer];
         macro_rules! append {
             ($pages:expr) => {{
-                let pool = &mut $pages.pool;
+                let pool = &mut $pages.layers[layer];
                 let mut pages = KvPages { layout: self.layout, pool, key_scales, value_scales };
                 let (qkv, queries) = (&qkv.values, &mut queries.values);
                 self.append.launch(cuda.stream(), qkv, &frequencies, &views.batch(), queries, &mut pages)?;
             }};
         }
-        match pool {
-            Pool::Bf16(pages) => append!(pages),
-            Pool::Fp8(pages) => append!(pages),
+        match &mut self.pools {
+            Pools::Bf16(pages) => append!(pages),
+            Pools::Fp8(pages) => append!(pages),
         }
         Ok(queries)
     }
@@ -162,9 +166,11 @@ impl Cache {
         batch: &Batch,
         indices: &Indices,
     ) -> Result<Tensor> {
-        match &self.layers[layer].pool {
-            Pool::Bf16(pages) => self.attend_over(cuda, queries, &pages.pool, layer, batch, indices),
-            Pool::Fp8(pages) => self.attend_over(cuda, queries, &pages.pool, layer, batch, indices),
+        match &self.pools {
+            Pools::Bf16(pages) => {
+                self.attend_over(cuda, queries, &pages.layers[layer], layer, batch, indices)
+            }
+            Pools::Fp8(pages) => self.attend_over(cuda, queries, &pages.layers[layer], layer, batch, indices),
         }
     }
 
@@ -177,7 +183,7 @@ impl Cache {
         batch: &Batch,
         indices: &Indices,
     ) -> Result<Tensor> {
-        let Layer { key_scales, value_scales, .. } = &self.layers[layer];
+        let Scales { keys: key_scales, values: value_scales } = &self.scales[layer];
         let pages = KvPages { layout: self.layout, pool, key_scales, value_scales };
         let views = batch.sequences.views(indices)?;
         let mut output = Tensor::new(cuda.pool(), queries.tokens, queries.features)?;
