@@ -4,8 +4,8 @@ fn main() {
     #[cfg(feature = "cuda")]
     {
         nvcc_build::compile(&["kernels/pack_sm90.cu", "kernels/w4a16_sm90.cu"]);
-        // w4a8_g128_t128_f256_s128 keeps 12 words of its place in the schedule in memory, read once a tile or window: its main loop
-        // takes every register, and is faster at large batches than the one with narrower slices that leaves some.
+        // w4a8_g128_t128_f256 keeps 10 words of its place in the schedule in memory, read once a tile or window: its main loop takes
+        // every register, and is faster than the one that leaves some.
         nvcc_build::compile_allowing_spills(&["kernels/w4a8_sm90.cu"], 48);
     }
 }

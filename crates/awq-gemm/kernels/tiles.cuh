@@ -38,7 +38,7 @@ struct Work {
     uint32_t* flags;              // workspace: kMultipliers for each block of the grid; zero before and after every launch
     int32_t tokens, features;     // features in multiples of 64
     int32_t units, windows;       // ceil(K / 128), ceil(groups / 8)
-    int32_t stream_tiles;         // tiles cut along K, counted from the first; the rest is a multiple of the grid
+    int32_t stream_tiles;         // tiles cut along K, counted from the first; the rest is a multiple of the clusters
     int32_t panel_tiles;          // token tiles that run side by side before the features advance
 };
 
@@ -47,7 +47,22 @@ struct Segment {
     int tile, first_unit, end_unit;
 };
 
-// Where a tile lies. Tiles are numbered in panels of `panel_tiles` token tiles; inside a panel tokens vary fastest, so that
+// Clusters: kCluster blocks that lie side by side share the tokens of neighbouring feature tiles and walk in step. What is said
+// of blocks here holds for clusters, whose tiles are as many times as wide; each block does its own part of one.
+template <class V>
+__device__ __forceinline__ int cluster_rank() {
+    return static_cast<int>(blockIdx.x % V::kCluster);
+}
+template <class V>
+__device__ __forceinline__ uint32_t cluster_index() {
+    return blockIdx.x / V::kCluster;
+}
+template <class V>
+__device__ __forceinline__ uint32_t clusters() {
+    return gridDim.x / V::kCluster;
+}
+
+// Where a block's part of a tile lies. Tiles are numbered in panels of `panel_tiles` token tiles; inside a panel tokens vary fastest, so that
 // blocks that run together share weights in L2, and a panel's activations stay there.
 struct Place {
     int feature_tile, token_tile;
@@ -55,7 +70,7 @@ struct Place {
 
 template <class V, class P>
 __device__ __forceinline__ int feature_tiles(const P& p) {
-    constexpr int kFeatures = kBlockFeatures * V::kTileBlocks;
+    constexpr int kFeatures = kBlockFeatures * V::kTileBlocks * V::kCluster;
     return (p.features + kFeatures - 1) / kFeatures;
 }
 template <class V, class P>
@@ -70,13 +85,13 @@ __device__ __forceinline__ Place locate(const P& p, int tile) {
     const int in_panel = tile - panel * panel_size;
     const int width = min(p.panel_tiles, token_tiles<V>(p) - panel * p.panel_tiles);
     const int feature_tile = in_panel / width;
-    return {feature_tile, panel * p.panel_tiles + in_panel - feature_tile * width};
+    return {feature_tile * V::kCluster + cluster_rank<V>(), panel * p.panel_tiles + in_panel - feature_tile * width};
 }
 
-// First unit of a block's share of the streamed tiles, counted over all of them.
-template <class P>
-__device__ __forceinline__ int stream_begin(const P& p, uint32_t block) {
-    return static_cast<int>(static_cast<uint64_t>(p.stream_tiles) * p.units * block / gridDim.x);
+// First unit of a cluster's share of the streamed tiles, counted over all of them.
+template <class V, class P>
+__device__ __forceinline__ int stream_begin(const P& p, uint32_t cluster) {
+    return static_cast<int>(static_cast<uint64_t>(p.stream_tiles) * p.units * cluster / clusters<V>());
 }
 
 // The segments of this block, in order: its share of the streamed tiles, then whole tiles. Every role walks the same.
@@ -86,9 +101,9 @@ struct Schedule {
 
     template <class P>
     __device__ __forceinline__ explicit Schedule(const P& p)
-        : position(warp_uniform(stream_begin(p, blockIdx.x))),
-          stream_end(warp_uniform(stream_begin(p, blockIdx.x + 1))),
-          next_whole(p.stream_tiles + blockIdx.x) {}
+        : position(warp_uniform(stream_begin<V>(p, cluster_index<V>()))),
+          stream_end(warp_uniform(stream_begin<V>(p, cluster_index<V>() + 1))),
+          next_whole(p.stream_tiles + cluster_index<V>()) {}
 
     template <class P>
     __device__ __forceinline__ bool next(const P& p, Segment& s) {
@@ -100,7 +115,7 @@ struct Schedule {
             return true;
         }
         s = {next_whole, 0, p.units};
-        next_whole += gridDim.x;
+        next_whole += clusters<V>();
         return s.tile < feature_tiles<V>(p) * token_tiles<V>(p);
     }
 };
@@ -157,17 +172,18 @@ __device__ __forceinline__ void leave_flagged(const Accumulators<V>& acc, const 
 template <class V, class P>
 __device__ __forceinline__ void add_flagged(Accumulators<V>& acc, const P& p, int tile, const Lane& lane) {
     const int tile_end = (tile + 1) * p.units;
-    const auto has_part = [&](uint32_t block) { return block < gridDim.x && stream_begin(p, block) < tile_end; };
+    const auto has_part = [&](uint32_t cluster) { return cluster < clusters<V>() && stream_begin<V>(p, cluster) < tile_end; };
+    const auto block_of = [&](uint32_t cluster) { return cluster * V::kCluster + cluster_rank<V>(); };
     // Thread i awaits block i: many small partials cost one round trip, not one each.
-    for (uint32_t block = blockIdx.x + 1 + lane.thread; has_part(block); block += 128) {
-        uint32_t* flag = p.flags + block * V::kMultipliers + lane.multiplier;
+    for (uint32_t cluster = cluster_index<V>() + 1 + lane.thread; has_part(cluster); cluster += 128) {
+        uint32_t* flag = p.flags + block_of(cluster) * V::kMultipliers + lane.multiplier;
         while (flag_acquire(flag) == 0) __nanosleep(20);
         *flag = 0;
     }
     named_barrier_sync(1 + lane.multiplier, 128);
 #pragma unroll 1
-    for (uint32_t block = blockIdx.x + 1; has_part(block); ++block) {
-        const float4* slot = partial_slot<V>(p, block, lane);
+    for (uint32_t cluster = cluster_index<V>() + 1; has_part(cluster); ++cluster) {
+        const float4* slot = partial_slot<V>(p, block_of(cluster), lane);
         float4* values = reinterpret_cast<float4*>(&acc[0][0]);
 #pragma unroll
         for (int i = 0; i < V::kBlocks * V::kValues / 4; ++i) {
@@ -214,6 +230,7 @@ __device__ __forceinline__ void leave_values(const Accumulators<V>& acc, const P
 // Parts are added in order, several on their way at once.
 template <class V, class P>
 __device__ __forceinline__ void add_values(Accumulators<V>& acc, const P& p, int parts, const Lane& lane) {
+    static_assert(V::kCluster == 1);
     constexpr int kVectors = V::kBlocks * V::kValues / 4, kPiece = kVectors > 4 ? 2 : kVectors, kAtOnce = 4;
     constexpr int kStride = V::kMultipliers * kVectors * 128;  // from a block's partial to the next one's
     static_assert(kVectors % kPiece == 0);

@@ -29,6 +29,10 @@
 //      B, token m, group j:  columns 2j, 2j + 1 = high, low of X[m,j]
 //      A, feature n:         columns 2j, 2j + 1 = both the high part of -(s z)[j,n], then, in a second step, both the low
 //
+// CLUSTERS. kCluster blocks that lie side by side multiply neighbouring feature tiles by the same tokens, in step: each copies its
+// share of a unit's activations into all of them, so that L2 is read once, which is energy. A stage is free when all of them have
+// released it. The kernel counts in clusters where the drawing below says block.
+//
 // BETWEEN BLOCKS the grid is persistent, one block per multiprocessor. The first `stream_tiles` tiles are cut evenly along
 // (tile, K unit) over all blocks, so that no block idles in a last wave; the remaining tiles, a multiple of the grid, go whole:
 //
@@ -58,6 +62,7 @@
 #include <peregrine/shared.cuh>
 #include <peregrine/sync.cuh>
 
+#include "w4a8_ahead.cuh"
 #include "w4a8_multiply.cuh"
 #include "w4a8_output.cuh"
 #include "w4a8_plan.cuh"
@@ -125,8 +130,14 @@ __device__ __forceinline__ void copy(uint32_t shared, const CUtensorMap* x, cons
                 load_codes<V>(stages, p, place, unit, lane);
             }
             if (lane == 0) {
-                tensor_load_2d(stages.data(), x, unit * kUnit, place.token_tile * V::kTokens, stages.full(),
-                               CachePolicy::evict_last);
+                constexpr int kShare = V::kTokens / V::kCluster;
+                const int own = cluster_rank<V>() * kShare, token = place.token_tile * V::kTokens + own;
+                if constexpr (V::kCluster == 1) {
+                    tensor_load_2d(stages.data(), x, unit * kUnit, token, stages.full(), CachePolicy::evict_last);
+                } else {
+                    tensor_load_2d_multicast(stages.data() + own * kUnit, x, unit * kUnit, token, stages.full(),
+                                             (1 << V::kCluster) - 1, CachePolicy::evict_last);
+                }
             }
         }
     }
@@ -194,14 +205,18 @@ __device__ __forceinline__ void consume(uint32_t shared, const Problem& p) {
     while (schedule.next(p, s)) {
         Accumulators<V> acc = {};
         const int values = values_behind<V>(p, s);
-        for (int unit = s.first_unit; unit < s.end_unit; windows.advance()) {
-            const int end = window_end<V>(s, unit);
-            const uint32_t parameters = windows.data() + V::kSumBytes + lane.multiplier * V::kBlocks * kParameterBytes;
-            windows.wait_full();
-            multiply<V>(acc, stages, parameters, unit, end, lane);
-            subtract_zero_points<V>(acc, windows.data(), parameters, unit, end, lane);
-            if (lane.thread % 32 == 0) barrier_arrive(windows.empty());
-            unit = end;
+        if constexpr (V::kChainSets == 2) {
+            multiply_ahead<V>(acc, stages, windows, s, lane);
+        } else {
+            for (int unit = s.first_unit; unit < s.end_unit; windows.advance()) {
+                const int end = window_end<V>(s, unit);
+                const uint32_t parameters = windows.data() + V::kSumBytes + lane.multiplier * V::kBlocks * kParameterBytes;
+                windows.wait_full();
+                multiply<V>(acc, stages, parameters, unit, end, lane);
+                subtract_zero_points<V>(acc, windows.data(), parameters, unit, end, lane);
+                if (lane.thread % 32 == 0) barrier_arrive(windows.empty());
+                unit = end;
+            }
         }
         if (s.first_unit > 0) {
             leave_partial<V>(acc, p, lane);
@@ -224,7 +239,7 @@ __device__ __forceinline__ void run(const CUtensorMap* x, const Problem& p) {
         prefetch_tensor_map(x);
         for (Stages<V> stages(shared); stages.phase == 0; stages.advance()) {
             barrier_init(stages.full(), 1);
-            barrier_init(stages.empty(), 4 * V::kMultipliers);
+            barrier_init(stages.empty(), 4 * V::kMultipliers * V::kCluster);
         }
         for (Windows<V> windows(shared); windows.phase == 0; windows.advance()) {
             barrier_init(windows.full(), 2);  // parameters, group sums
@@ -232,7 +247,8 @@ __device__ __forceinline__ void run(const CUtensorMap* x, const Problem& p) {
         }
         barrier_init_fence();
     }
-    __syncthreads();
+    if constexpr (V::kCluster > 1) cluster_sync_barriers();
+    else __syncthreads();
     grid_release_successor();
     if (V::kResident > 1 && threadIdx.x >= V::kThreads) return;  // in every second launch, see w4a8_sm90.cu
     if (warp_uniform(threadIdx.x / 128) == 0) {
@@ -244,6 +260,7 @@ __device__ __forceinline__ void run(const CUtensorMap* x, const Problem& p) {
         registers_grow<V::kMultiplierRegisters>();
         consume<V>(shared, p);
     }
+    if constexpr (V::kCluster > 1) cluster_sync_divergent();  // until then neighbours write into this block's shared memory
 }
 
 }  // namespace w4a8

@@ -1,7 +1,8 @@
-// W4A8's main loop: what a multiplying warpgroup does with a window of stages. w4a8.cuh has the drawings.
+// W4A8's main loop for narrow tiles: what a multiplying warpgroup does with a window of stages; and what both loops are made of
+// (w4a8_ahead.cuh has the other). w4a8.cuh has the drawings.
 //
 // A CHAIN is the wgmma steps of one block, group and slice of tokens: it fills a fresh accumulator set, which is then promoted. For
-// one block of one unit, with one set (with two, a chain is issued before the one ahead of it is promoted):
+// one block of one unit:
 //
 //    tensor cores   [ chain 0 ]                [ chain 1, steps 0 1 ][ steps 2 3 ]
 //    ALUs                      [acc += s part0]                     [widen a 0 1 ][widen a 2 3][acc += s part1]
@@ -28,11 +29,11 @@ namespace w4a8 {
 
 using Fragments = uint32_t[4][4];  // a block's unit as wgmma operands: [step][register]
 
-// Half a block's unit of codes, two steps.
+// A thread's half of a block's unit of codes, two steps.
 struct Codes {
     uint4 words;
-    __device__ __forceinline__ void load(uint32_t block, int half, int thread) {
-        words = shared_load_128(block + half * (kCodeBytes / 2) + thread * 16);
+    __device__ __forceinline__ void load(uint32_t from, int half) {
+        words = shared_load_128(from + half * (kCodeBytes / 2));
     }
     __device__ __forceinline__ void widen(Fragments& a, int half) const {
         const uint32_t w[4] = {words.x, words.y, words.z, words.w};
@@ -63,17 +64,29 @@ __device__ __forceinline__ void promote(float* sum, float (&part)[V::kChainValue
     }
 }
 
+// Hands a stage back to every block that loads into it.
+template <class V>
+__device__ __forceinline__ void release_stage(uint32_t empty, const Lane& lane) {
+    const uint32_t warp_lane = lane.thread % 32;
+    if constexpr (V::kCluster == 1) {
+        if (warp_lane == 0) barrier_arrive(empty);
+    } else {
+        if (warp_lane < V::kCluster) barrier_arrive_remote(empty, warp_lane);
+    }
+}
+
 // Accumulates units first .. end of one window, whose parameters are those of the warpgroup's blocks.
 template <class V>
 __device__ __forceinline__ void multiply(Accumulators<V>& acc, Stages<V>& stages, uint32_t parameters, int first, int end,
                                          const Lane& lane) {
-    constexpr int kLast = V::kBlockChains - 1, kSets = V::kChainSets;
-    const uint32_t blocks = V::kXBytes + lane.multiplier * V::kBlocks * kCodeBytes;
+    constexpr int kLast = V::kBlockChains - 1;
+    static_assert(V::kChainSets == 1);
+    const uint32_t blocks = V::kXBytes + lane.multiplier * V::kBlocks * kCodeBytes + lane.thread * 16;
     const uint32_t scales = parameters + 4 * (8 * lane.warp + lane.row);
     Codes codes;
     uint32_t pairs[V::kGroups];  // scales of the two rows, as f16
     Fragments a;
-    float part[kSets][V::kChainValues];
+    float part[V::kChainValues];
     float scale[V::kGroups][2];
 
     const auto load_scales = [&](int unit, int block) {
@@ -84,10 +97,10 @@ __device__ __forceinline__ void multiply(Accumulators<V>& acc, Stages<V>& stages
         }
     };
     stages.wait_full();
-    codes.load(stages.data() + blocks, 0, lane.thread);
+    codes.load(stages.data() + blocks, 0);
     load_scales(first, 0);
     codes.widen(a, 0);
-    codes.load(stages.data() + blocks, 1, lane.thread);
+    codes.load(stages.data() + blocks, 1);
     uint32_t low = wgmma_descriptor_low<Swizzle::bytes_128>(stages.data());
     codes.widen(a, 1);
     int unit = first;
@@ -107,13 +120,13 @@ __device__ __forceinline__ void multiply(Accumulators<V>& acc, Stages<V>& stages
                     const int k = group * V::kSteps + step;
                     const uint64_t tile =
                         wgmma_descriptor_from_low<Swizzle::bytes_128>(x + slice * V::kSlice * kUnit / 16 + 2 * k);
-                    Wgmma<V::kSlice>::e4m3(part[chain % kSets], a[k], tile, step > 0);
+                    Wgmma<V::kSlice>::e4m3(part, a[k], tile, step > 0);
                     if (chain == kLast && step == V::kSteps / 2 - 1) wgmma_commit();
                 }
                 wgmma_commit();
             };
             const auto add = [&](int chain) {
-                promote<V>(acc[block] + chain % V::kSlices * V::kChainValues, part[chain % kSets], scale[chain / V::kSlices]);
+                promote<V>(acc[block] + chain % V::kSlices * V::kChainValues, part, scale[chain / V::kSlices]);
             };
 #pragma unroll
             for (int group = 0; group < V::kGroups; ++group) {
@@ -123,16 +136,9 @@ __device__ __forceinline__ void multiply(Accumulators<V>& acc, Stages<V>& stages
             issue(0);
 #pragma unroll
             for (int chain = 0; chain < kLast; ++chain) {
-                if (kSets == 1) {
-                    wgmma_wait<0>();
-                    add(chain);
-                    issue(chain + 1);
-                } else {
-                    issue(chain + 1);
-                    if (chain + 1 == kLast) wgmma_wait<2>();
-                    else wgmma_wait<1>();
-                    add(chain);
-                }
+                wgmma_wait<0>();
+                add(chain);
+                issue(chain + 1);
             }
             // The next block's codes and scales, in the shadow of the last chain.
             uint32_t next = data + blocks + (block + 1) * kCodeBytes;
@@ -141,7 +147,7 @@ __device__ __forceinline__ void multiply(Accumulators<V>& acc, Stages<V>& stages
                 next = stages.data() + blocks;
                 low = wgmma_descriptor_low<Swizzle::bytes_128>(stages.data());
             }
-            codes.load(next, 0, lane.thread);
+            codes.load(next, 0);
             if (block + 1 == V::kBlocks) load_scales(unit, 0);
             else load_scales(unit - 1, block + 1);
             wgmma_wait<1>();
@@ -149,11 +155,11 @@ __device__ __forceinline__ void multiply(Accumulators<V>& acc, Stages<V>& stages
             wgmma_pin(a[0]);
             wgmma_pin(a[1]);
             codes.widen(a, 0);
-            codes.load(next, 1, lane.thread);
+            codes.load(next, 1);
             wgmma_wait<0>();
             wgmma_pin(a[2]);
             wgmma_pin(a[3]);
-            if (block + 1 == V::kBlocks && lane.thread % 32 == 0) barrier_arrive(release);
+            if (block + 1 == V::kBlocks) release_stage<V>(release, lane);
             codes.widen(a, 1);
             add(kLast);
         }

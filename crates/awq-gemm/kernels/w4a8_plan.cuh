@@ -25,7 +25,7 @@ struct Problem {
     uint32_t* flags;              // workspace: kMultipliers for each block of the grid; zero before and after every launch
     int32_t tokens, features;     // features in multiples of 64
     int32_t units, groups, windows;  // ceil(K / 128), K / group_size, ceil(groups / 8)
-    int32_t stream_tiles;         // tiles cut along K, counted from the first; the rest is a multiple of the grid
+    int32_t stream_tiles;         // tiles cut along K, counted from the first; the rest is a multiple of the clusters
     int32_t panel_tiles;          // token tiles that run side by side before the features advance
     int32_t token_scale_stride;   // 1 per token, 0 per tensor
     int32_t output_f16;           // 0: bf16
@@ -33,7 +33,7 @@ struct Problem {
 };
 
 template <int kTokens_, int kMultipliers_, int kBlocks_, int kSlice_, int kGroup_, int kStages_, int kChainSets_,
-          int kResident_ = 1>
+          int kCluster_ = 1, int kResident_ = 1>
 struct Variant {
     static constexpr int kTokens = kTokens_;            // tokens of a tile
     static constexpr int kMultipliers = kMultipliers_;  // multiplying warpgroups
@@ -42,6 +42,7 @@ struct Variant {
     static constexpr int kGroup = kGroup_;              // group_size of the scales
     static constexpr int kStages = kStages_;
     static constexpr int kChainSets = kChainSets_;  // 2: a chain is issued before the one ahead of it is promoted
+    static constexpr int kCluster = kCluster_;      // blocks side by side that share their activations
     static constexpr int kResident = kResident_;    // blocks that a multiprocessor has room for
     static constexpr int kThreads = 128 * (1 + kMultipliers);
     static constexpr int kTileBlocks = kBlocks * kMultipliers;
@@ -73,6 +74,7 @@ struct Variant {
 
     static_assert(kGroup == 64 || kGroup == 128, "scales come in groups of 64 or 128");
     static_assert(kTokens % 8 == 0 && kTokens <= 256 && kTokens % kSlice == 0);
+    static_assert(kTokens % (8 * kCluster) == 0, "each block of a cluster loads whole swizzle patterns");
     static_assert(kXBytes % 1024 == 0, "the swizzle repeats every 1024 bytes");
     static_assert(kResident * (kSharedBytes + 1024) <= 228 * 1024 && kStages >= 2);
     static_assert((2 * kStages + 4) * 8 <= kWindowOffset);

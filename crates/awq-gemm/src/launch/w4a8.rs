@@ -32,12 +32,14 @@ struct Variant {
     blocks: usize,
     /// Units of 128 input features on their way at once.
     stages: usize,
+    /// Blocks side by side that share the activations they read.
+    cluster: usize,
     /// Blocks that a multiprocessor has room for.
     resident: u32,
 }
 
 macro_rules! variants {
-    ($($name:literal $group_size:literal $up_to:tt $from:literal $tokens:literal $multipliers:literal $blocks:literal $stages:literal $resident:literal)*) => {
+    ($($name:literal $group_size:literal $up_to:tt $from:literal $tokens:literal $multipliers:literal $blocks:literal $stages:literal $cluster:literal $resident:literal)*) => {
         [$(Variant {
             kernel: Kernel::new(&CUBIN, $name),
             group_size: $group_size,
@@ -47,6 +49,7 @@ macro_rules! variants {
             multipliers: $multipliers,
             blocks: $blocks,
             stages: $stages,
+            cluster: $cluster,
             resident: $resident,
         }),*]
     };
@@ -55,23 +58,28 @@ macro_rules! variants {
 }
 
 /// In step with w4a8_sm90.cu. A product takes the first row of its group size that its batch and output features fit: the
-/// fastest by measurement (benches/records/NOTES.md).
-static VARIANTS: [Variant; 14] = variants![
-    // name                    group_size  up_to   from  tokens  multipliers  blocks  stages  resident
-    "w4a8_g128_t16_f512"             128     16  32768      16            4       2       6         1
-    "w4a8_g128_t8_f256"              128      8      0       8            2       2       5         2
-    "w4a8_g128_t16_f256"             128     16      0      16            2       2       5         2
-    "w4a8_g128_t32_f512"             128     32  32768      32            4       2       5         1
-    "w4a8_g128_t32_f256"             128     32      0      32            4       1      10         1
-    "w4a8_g128_t64_f384"             128     64  32768      64            3       2       6         1
-    "w4a8_g128_t64_f256"             128     64      0      64            4       1       8         1
-    "w4a8_g128_t128_f256"            128    128      0     128            2       2       6         1
-    "w4a8_g128_t192_f128"            128    192      0     192            2       1       6         1
-    "w4a8_g128_t128_f256_s128"       128    any      0     128            2       2       6         1
-    "w4a8_g64_t16_f256"               64     16      0      16            4       1      11         1
-    "w4a8_g64_t32_f256"               64     32      0      32            4       1      10         1
-    "w4a8_g64_t64_f256"               64     64      0      64            4       1       8         1
-    "w4a8_g64_t128_f256"              64    any      0     128            2       2       6         1
+/// fastest by measurement (benches/records/NOTES.md). A tile of 256 tokens takes 1.8 times one of 128, so an odd number of those is
+/// the better choice for a while.
+static VARIANTS: [Variant; 18] = variants![
+    // name              group_size  up_to   from  tokens  multipliers  blocks  stages  cluster  resident
+    "w4a8_g128_t16_f512"         128     16  32768      16            4       2       6        1         1
+    "w4a8_g128_t8_f256"          128      8      0       8            2       2       5        1         2
+    "w4a8_g128_t16_f256"         128     16      0      16            2       2       5        1         2
+    "w4a8_g128_t32_f512"         128     32  32768      32            4       2       5        1         1
+    "w4a8_g128_t32_f256"         128     32      0      32            4       1      10        1         1
+    "w4a8_g128_t64_f384"         128     64  32768      64            3       2       6        1         1
+    "w4a8_g128_t64_f256"         128     64      0      64            4       1       8        1         1
+    "w4a8_g128_t128_f256"        128    128      0     128            2       2       6        2         1
+    "w4a8_g128_t192_f128"        128    192      0     192            2       1       6        1         1
+    "w4a8_g128_t256_f128"        128    256      0     256            2       1       5        2         1
+    "w4a8_g128_t128_f256"        128    384      0     128            2       2       6        2         1
+    "w4a8_g128_t256_f128"        128    512      0     256            2       1       5        2         1
+    "w4a8_g128_t128_f256"        128    640      0     128            2       2       6        2         1
+    "w4a8_g128_t256_f128"        128    any      0     256            2       1       5        2         1
+    "w4a8_g64_t16_f256"           64     16      0      16            4       1      11        1         1
+    "w4a8_g64_t32_f256"           64     32      0      32            4       1      10        1         1
+    "w4a8_g64_t64_f256"           64     64      0      64            4       1       8        1         1
+    "w4a8_g64_t128_f256"          64    any      0     128            2       2       6        1         1
 ];
 
 /// More shared memory than two blocks of one multiprocessor can have, of whose 228 KB each takes 1 KB for itself.
@@ -116,6 +124,12 @@ impl Variant {
             (_, false) => (threads, bytes.max(MORE_THAN_HALF)),
             (_, true) => (threads + 32, bytes),
         }
+    }
+
+    /// How clusters share out tiles, each as wide as a cluster; its grid counts clusters.
+    fn schedule(&self, out_features: usize, tokens: usize, units: usize, multiprocessors: usize) -> Schedule {
+        let tile = [self.features() * self.cluster, self.tokens];
+        Schedule::new(tile, out_features, tokens, units, (multiprocessors / self.cluster).max(1))
     }
 
     /// What one block may leave in the workspace.
@@ -252,7 +266,7 @@ impl W4A8 {
         let tile = Tile {
             dims: &[shape.in_features() as u64, tokens as u64],
             strides: &[shape.in_features() as u64],
-            tile: &[UNIT as u32, variant.tokens as u32],
+            tile: &[UNIT as u32, (variant.tokens / variant.cluster) as u32],
             swizzle: Swizzle::Bytes128,
         };
         let x_map = TensorMap::new(stream, &x.codes, tile)?;
@@ -291,7 +305,10 @@ impl W4A8 {
         };
         workspace.turn = !workspace.turn;
         let (threads, shared_bytes) = variant.block(workspace.turn);
-        let launch = Launch::grid(schedule.grid as u32).block(threads).shared(shared_bytes);
+        let launch = Launch::grid((schedule.grid * variant.cluster) as u32)
+            .cluster(variant.cluster as u32)
+            .block(threads)
+            .shared(shared_bytes);
         let launch = if variant.resident > 1 { launch.shared_beside() } else { launch };
         let args = Args::new(stream).tensor_map(&x_map).structure(&problem);
         // SAFETY: the parameters are the kernel's tensor map and `Problem`, made of slices of this call whose lengths and
@@ -305,7 +322,8 @@ impl W4A8 {
     /// multiples of 64.
     pub fn tiling(&self, tokens: usize, multiprocessors: usize) -> Result<Tiling> {
         let (variant, schedule) = self.schedule(tokens, multiprocessors)?;
-        Ok(schedule.tiling(variant.kernel.name()))
+        let tiling = schedule.tiling(variant.kernel.name());
+        Ok(Tiling { blocks: tiling.blocks * variant.cluster, ..tiling })
     }
 
     fn schedule(&self, tokens: usize, multiprocessors: usize) -> Result<(&'static Variant, Schedule)> {
@@ -313,14 +331,12 @@ impl W4A8 {
         let units = Layout::new(shape)?.units;
         let variant = Variant::choose(shape.group_size(), tokens, shape.out_features())
             .ok_or_else(|| Self::CHECK.error("group_size", "64 or 128", shape.group_size()))?;
-        let tile = [variant.features(), variant.tokens];
-        Ok((variant, Schedule::new(tile, shape.out_features(), tokens, units, multiprocessors)))
+        Ok((variant, variant.schedule(shape.out_features(), tokens, units, multiprocessors)))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::schedule::Schedule;
     use super::{VARIANTS, Variant};
 
     #[test]
@@ -338,8 +354,12 @@ mod tests {
             (64, (64, 256), (64, 384)),
             (65, (128, 256), (128, 256)),
             (129, (192, 128), (192, 128)),
-            (193, (128, 256), (128, 256)),
-            (100_000, (128, 256), (128, 256)),
+            (193, (256, 128), (256, 128)),
+            (257, (128, 256), (128, 256)),
+            (385, (256, 128), (256, 128)),
+            (640, (128, 256), (128, 256)),
+            (641, (256, 128), (256, 128)),
+            (100_000, (256, 128), (256, 128)),
         ] {
             assert_eq!(chosen(128, tokens, 8192), Some(narrow), "{tokens} tokens");
             assert_eq!(chosen(128, tokens, 57344), Some(wide), "{tokens} tokens");
@@ -355,7 +375,11 @@ mod tests {
     fn every_row_is_sound_and_within_reach() {
         for (i, variant) in VARIANTS.iter().enumerate() {
             assert!(variant.block(false).1 <= 227 * 1024, "{variant:?}");
-            assert!(variant.up_to == usize::MAX || variant.up_to == variant.tokens, "{variant:?}");
+            // A block of a cluster loads whole patterns of the swizzle, and awaits no partial by value.
+            assert!(variant.tokens.is_multiple_of(8 * variant.cluster), "{variant:?}");
+            assert!(variant.cluster == 1 || !variant.by_value(), "{variant:?}");
+            let whole = variant.up_to == usize::MAX || variant.up_to.is_multiple_of(variant.tokens);
+            assert!(whole, "{variant:?}");
             let features = variant.from_features.max(64);
             let least = VARIANTS[..i]
                 .iter()
@@ -379,19 +403,20 @@ mod tests {
         }
     }
 
-    /// Every unit of every tile is somebody's: streamed tiles by the cut, whole ones by the stride of the grid.
+    /// Every unit of every tile is somebody's: streamed tiles by the cut, whole ones by the stride of the clusters.
     #[test]
     fn tiles_are_shared_out() {
         for variant in &VARIANTS {
             for (out_features, tokens, units) in
                 [(64, 1, 1), (59392, 16, 116), (8192, 256, 64), (57344, 4096, 64)]
             {
-                let schedule =
-                    Schedule::new([variant.features(), variant.tokens], out_features, tokens, units, 132);
-                let tiles = out_features.div_ceil(variant.features()) * schedule.token_tiles;
-                assert!(schedule.stream_tiles <= tiles && (1..=132).contains(&schedule.grid));
+                let schedule = variant.schedule(out_features, tokens, units, 132);
+                let tiles =
+                    out_features.div_ceil(variant.features() * variant.cluster) * schedule.token_tiles;
+                let clusters = 1..=132 / variant.cluster;
+                assert!(schedule.stream_tiles <= tiles && clusters.contains(&schedule.grid));
                 assert_eq!((tiles - schedule.stream_tiles) % schedule.grid, 0, "{schedule:?} of {tiles}");
-                // A block's share of the streamed tiles is never empty.
+                // A cluster's share of the streamed tiles is never empty.
                 assert!(schedule.stream_tiles == 0 || schedule.stream_tiles * units >= schedule.grid);
             }
         }

@@ -39,12 +39,14 @@ __device__ __forceinline__ void barrier_arrive(SharedAddress barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier.value) : "memory");
 }
 
-// Arrives on the barrier at the same offset in another block of the cluster.
+// Arrives on the barrier at the same offset in another block of the cluster: says that this thread has read what the other
+// will overwrite. It publishes no writes to other blocks: an explicit release at cluster scope would, and is compiled to a fence of
+// all of the thread's memory accesses, a microsecond.
 __device__ __forceinline__ void barrier_arrive_remote(SharedAddress barrier, uint32_t block_rank) {
     asm volatile(
         "{\n .reg .b32 remote;\n"
         " mapa.shared::cluster.u32 remote, %0, %1;\n"
-        " mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier.value),
+        " mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier.value),
         "r"(block_rank)
         : "memory");
 }

@@ -46,6 +46,14 @@ __device__ __forceinline__ uint32_t cluster_block_rank() {
     asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
     return rank;
 }
+// After barrier_init_fence: the barriers of all blocks of the cluster are ready for all. Orders nothing else, so it is cheap.
+__device__ __forceinline__ void cluster_sync_barriers() {
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;\n barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// cluster_sync where the threads of a warp may have come apart: at the end of a kernel whose warps have different roles.
+__device__ __forceinline__ void cluster_sync_divergent() {
+    asm volatile("barrier.cluster.arrive.release;\n barrier.cluster.wait.acquire;" ::: "memory");
+}
 __device__ __forceinline__ void cluster_sync() {
     asm volatile("barrier.cluster.arrive.release.aligned;\n barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
