@@ -1,4 +1,4 @@
-// W4A8's main loop for wide tiles: what a multiplying warpgroup does with a segment. w4a8.cuh has the drawings.
+// W4A8's main loop with two accumulator sets: what a multiplying warpgroup does with a segment. w4a8.cuh has the drawings.
 //
 // Two accumulator sets take turns: a chain (w4a8_multiply.cuh) is issued before the one ahead of it is promoted. For a block of one
 // unit, with four chains:

@@ -1,4 +1,4 @@
-// W4A8's main loop for narrow tiles: what a multiplying warpgroup does with a window of stages; and what both loops are made of
+// W4A8's main loop with one accumulator set: what a multiplying warpgroup does with a window of stages; and what both loops are made of
 // (w4a8_ahead.cuh has the other). w4a8.cuh has the drawings.
 //
 // A CHAIN is the wgmma steps of one block, group and slice of tokens: it fills a fresh accumulator set, which is then promoted. For
