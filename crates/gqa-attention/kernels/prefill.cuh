@@ -275,7 +275,7 @@ struct Consumer {
           query(core_matrix_tile(shared.query[warpgroup], 64)) {}
 
     // Slots of the last page that hold no token may hold anything, NaN included: 0 x NaN would reach every row. All consumers
-    // come here with the page.
+    // come here once, with that page, from wherever they await it.
     __device__ __forceinline__ void clear_values(uint32_t slot, int high) const {
         constexpr int threads = 128 * Tile::consumers, chunk_tokens = 16 / Element::bytes;
         for (int i = threadIdx.x; i < Tile::tile_bytes / 16; i += threads) {
@@ -287,7 +287,8 @@ struct Consumer {
                 if (token + byte / Element::bytes >= high) chunk[byte] = 0;
         }
         fence_async_shared();
-        named_barrier_sync(1, threads);
+        barrier_arrive(&shared.cleared);
+        barrier_wait(&shared.cleared, 0);
     }
     __device__ __forceinline__ void await_keys() const { barrier_wait(keys_full + 8 * key_place.slot, key_place.parity); }
     __device__ __forceinline__ void await_values(int page) const {
@@ -490,6 +491,7 @@ __device__ __forceinline__ void prefill(const DecodeArgs& args) {
         barrier_init(&shared.values_full[threadIdx.x], 1);
         barrier_init(&shared.keys_empty[threadIdx.x], 4 * Tile::consumers);
         barrier_init(&shared.values_empty[threadIdx.x], 4 * Tile::consumers);
+        if (threadIdx.x == 0) barrier_init(&shared.cleared, 128 * Tile::consumers);
         barrier_init_fence();
     }
     if constexpr (Tile::fp8) {

@@ -72,6 +72,7 @@ struct PrefillTile {
         alignas(128) uint8_t query[consumers][query_bytes ? query_bytes : 128];  // operand A: [step][2 chunks][64 rows][16 bytes]
         alignas(128) float4 promoted[consumers][promoted_quads ? promoted_quads : 1][promoted_quads ? 128 : 1];
         alignas(8) uint64_t keys_full[stages], keys_empty[stages], values_full[stages], values_empty[stages];
+        uint64_t cleared;  // the slots behind the context, see clear_values
     };
     static_assert(sizeof(Shared) <= shared_memory_limit);
     static_assert(stages >= 3 && (head_dim == 64 || head_dim == 128));

@@ -126,7 +126,7 @@ macro_rules! prefill_variants {
 }
 
 static PREFILL_VARIANTS: [PrefillVariant; 4] = prefill_variants![
-    "e4m3" 64 4 168192
+    "e4m3" 64 4 168320
     "e4m3" 128 3 224512
     "bf16" 64 4 156032
     "bf16" 128 3 200960
