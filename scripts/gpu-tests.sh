@@ -20,6 +20,7 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 archive=gpu-tests.tar.gz
 limit_mb=60
+found=3  # exit status of a sanitizer that has something to report
 
 # Reads cargo's JSON messages, one object a line, and copies each executable into $stage, stripped, under the name of its
 # package (tests) or as bench-NAME.
@@ -86,6 +87,11 @@ run_one() {
   local label=$1 log=$2 counts ok bad status=0
   shift 2
   "$@" >"$log" 2>&1 || status=$?
+  # By racecheck's account cuBLASLt's kernels (nvjet) race. To exclude them makes the tool itself fail, so their reports are
+  # taken out here.
+  if [ "$status" -eq "$found" ] && grep -q 'Race reported' "$log" && ! grep 'Race reported' "$log" | grep -qv nvjet; then
+    status=0
+  fi
   # libtest's summary: "test result: ok. 5 passed; 0 failed; ..."
   counts=$(sed -n 's/^test result: .* \([0-9]*\) passed; \([0-9]*\) failed;.*/\1 \2/p' "$log" | tail -n 1)
   read -r ok bad <<<"${counts:-0 0}"
@@ -131,10 +137,9 @@ run() {
       continue
     fi
     for tool in ${SANITIZER_TOOLS:-memcheck racecheck initcheck synccheck}; do
-      # Failing driver calls are no finding: tests provoke them, and the code checks every status. Nor are kernels of
-      # cuBLASLt (nvjet): they race by racecheck's account.
+      # Failing driver calls are no finding: tests provoke them, and the code checks every status.
       run_one "$name ($tool)" "$work/$name.$tool.log" env PROPTEST_CASES="${PROPTEST_CASES:-8}" compute-sanitizer \
-        --tool "$tool" --report-api-errors no --kernel-name-exclude kernel_substring=nvjet --error-exitcode 3 "$binary" "${arguments[@]}" --skip full_size
+        --tool "$tool" --report-api-errors no --error-exitcode "$found" "$binary" "${arguments[@]}" --skip full_size
     done
   done
   rm -rf "$work"
