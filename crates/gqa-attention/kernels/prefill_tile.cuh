@@ -28,6 +28,10 @@ struct Bf16 {
     }
 };
 
+// 72 columns: a head_dim of 64 with the sums of P.
+#define PEREGRINE_R36 PEREGRINE_R32 ",%32,%33,%34,%35"
+#define PEREGRINE_D36 PEREGRINE_D32, PEREGRINE_D(32)
+PEREGRINE_WGMMA(72, 36, "%36", "%37", "%38", "%39", "%40", "%41", "%42")
 // 136 columns: a head_dim of 128 with the sums of P.
 #define PEREGRINE_R68 PEREGRINE_R64 ",%64,%65,%66,%67"
 #define PEREGRINE_D68 PEREGRINE_D64, PEREGRINE_D(64)
