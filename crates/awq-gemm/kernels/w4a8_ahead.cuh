@@ -64,18 +64,7 @@ __device__ __forceinline__ void multiply_ahead(Accumulators<V>& acc, Stages<V>& 
         if (unit < s.end_unit) stages.advance();
 #pragma unroll
         for (int block = 0; block < V::kBlocks; ++block) {
-            const auto issue = [&](int chain) {
-                const int group = chain / V::kSlices, slice = chain % V::kSlices;
-                wgmma_fence();
-#pragma unroll
-                for (int step = 0; step < V::kSteps; ++step) {
-                    const int k = group * V::kSteps + step;
-                    const uint64_t tile =
-                        wgmma_descriptor_from_low<Swizzle::bytes_128>(x + slice * V::kSlice * kUnit / 16 + 2 * k);
-                    Wgmma<V::kSlice>::e4m3(part[chain % 2], a[k], tile, step > 0);
-                }
-                wgmma_commit();
-            };
+            const auto issue = [&](int chain) { issue_chain<V>(part[chain % 2], a, x, chain, [](int) {}); };
             issue(0);
             float scale[V::kGroups][2];
 #pragma unroll

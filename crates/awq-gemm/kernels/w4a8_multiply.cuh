@@ -50,6 +50,22 @@ struct Codes {
     }
 };
 
+// The products of one chain, of the activations that x describes. `behind` comes behind each step.
+template <class V, class Behind>
+__device__ __forceinline__ void issue_chain(float (&part)[V::kChainValues], const Fragments& a, uint32_t x, int chain,
+                                            const Behind& behind) {
+    const int group = chain / V::kSlices, slice = chain % V::kSlices;
+    wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < V::kSteps; ++step) {
+        const int k = group * V::kSteps + step;
+        const uint64_t tile = wgmma_descriptor_from_low<Swizzle::bytes_128>(x + slice * V::kSlice * kUnit / 16 + 2 * k);
+        Wgmma<V::kSlice>::e4m3(part, a[k], tile, step > 0);
+        behind(step);
+    }
+    wgmma_commit();
+}
+
 // acc += s * part for one chain, row by row: consecutive FMAs then share the scale's register read.
 template <class V>
 __device__ __forceinline__ void promote(float* sum, float (&part)[V::kChainValues], const float (&scale)[2]) {
@@ -113,17 +129,9 @@ __device__ __forceinline__ void multiply(Accumulators<V>& acc, Stages<V>& stages
 #pragma unroll
         for (int block = 0; block < V::kBlocks; ++block) {
             const auto issue = [&](int chain) {
-                const int group = chain / V::kSlices, slice = chain % V::kSlices;
-                wgmma_fence();
-#pragma unroll
-                for (int step = 0; step < V::kSteps; ++step) {
-                    const int k = group * V::kSteps + step;
-                    const uint64_t tile =
-                        wgmma_descriptor_from_low<Swizzle::bytes_128>(x + slice * V::kSlice * kUnit / 16 + 2 * k);
-                    Wgmma<V::kSlice>::e4m3(part, a[k], tile, step > 0);
+                issue_chain<V>(part, a, x, chain, [&](int step) {
                     if (chain == kLast && step == V::kSteps / 2 - 1) wgmma_commit();
-                }
-                wgmma_commit();
+                });
             };
             const auto add = [&](int chain) {
                 promote<V>(acc[block] + chain % V::kSlices * V::kChainValues, part, scale[chain / V::kSlices]);
