@@ -449,7 +449,7 @@ __device__ __forceinline__ void consume(uint32_t shared, const Problem& p) {
             const int end = window_end<V>(s, unit);
             windows.wait_full();
             multiply<V>(acc, stages, shared, windows.data() + lane.multiplier * V::kBlocks * kParameterBytes, unit, end, lane);
-            if (lane.thread % 32 == 0) barrier_arrive(windows.empty());
+            barrier_arrive(windows.empty());
             unit = end;
         }
         if (s.first_unit > 0) {
@@ -474,7 +474,8 @@ __device__ __forceinline__ void run(const CUtensorMap* x, const Problem& p) {
         }
         for (Windows<V> windows(shared); windows.phase == 0; windows.advance()) {
             barrier_init(windows.full(), 1);
-            barrier_init(windows.empty(), 4 * V::kMultipliers);
+            // All lanes that read a window hand it back: racecheck follows a barrier by the threads that arrive.
+            barrier_init(windows.empty(), 128 * V::kMultipliers);
         }
         barrier_init_fence();
     }
