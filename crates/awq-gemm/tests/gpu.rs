@@ -5,6 +5,8 @@
 #[path = "gpu/accuracy.rs"]
 mod accuracy;
 mod common;
+#[path = "gpu/layers.rs"]
+mod layers;
 #[path = "gpu/pack.rs"]
 mod pack;
 #[path = "gpu/random.rs"]
@@ -14,7 +16,7 @@ mod w4a16;
 
 use awq_gemm::{DeviceInt4Weights, Int4Shape, Int4Weights, PackedWeights, W4A8, W4A8Workspace};
 use cudarc::driver::{CudaSlice, CudaStream, DeviceRepr};
-use device::gpu::{Event, Gpu, Graph, download, upload, zeros};
+use device::gpu::{Gpu, Graph, download, upload, zeros};
 use device::{ActivationShape, E4m3, Element, QuantizedActivation};
 use half::{bf16, f16};
 use op_test::{DeviceGuarded, Rng, assert_close_f64, gamma};
@@ -323,68 +325,6 @@ fn back_to_back_and_replayed_full_size() {
         }
         for (y, alone) in ys.iter().zip(&alone) {
             assert!(&download(stream, y).unwrap() == alone, "{tokens} tokens");
-        }
-    }
-}
-
-/// Falcon-180B's and Llama-70B's layers, the same 512 output features over and over (a stripe of the packed order), so that
-/// every element of the output can be held against the reference; and the same bits in 20 overlapping runs.
-#[test]
-#[ignore = "needs an H200"]
-fn real_layers_full_size() {
-    const STRIPE: usize = 512;
-    let gpu = Gpu::open(0).unwrap();
-    let stream = gpu.stream();
-    let mut workspace = W4A8Workspace::new(stream).unwrap();
-    let mut rng = Rng::new(6);
-    for (name, in_features, out_features) in
-        [("Falcon-180B up", 14848, 59392), ("Falcon-180B down", 59392, 14848), ("Llama-70B o", 8192, 8192)]
-    {
-        let stripe = Int4Shape::new(in_features, STRIPE, 128).unwrap();
-        let mut case = Case::new(stripe, 1, Codes::Real, false, &mut rng);
-        let scales = (0..STRIPE * stripe.groups()).map(|_| 0.001 + 0.002 * rng.signed().abs());
-        let scales = scales.map(|scale| f16::from_f32(scale).to_f32()).collect();
-        let (codes, zeros) = (case.weights.codes().to_vec(), case.weights.zeros().to_vec());
-        let weights = Int4Weights::new(stripe, codes, zeros, scales).unwrap();
-        let packed = PackedWeights::pack(&weights).unwrap();
-        let (codes, parameters) = packed.bytes().split_at(STRIPE * in_features / 2);
-        let copies = out_features / STRIPE;
-        let shape = Int4Shape::new(in_features, out_features, 128).unwrap();
-        let bytes = [codes.repeat(copies), parameters.repeat(copies)].concat();
-        let packed = PackedWeights::from_bytes(shape, bytes).unwrap();
-        let on_device = DeviceInt4Weights::upload(stream, &packed).unwrap();
-        for tokens in [1, 16, 32, 64, 128, 192, 256] {
-            case = Case::new(stripe, tokens, Codes::Real, false, &mut rng);
-            case.weights = weights.clone();
-            let x = QuantizedActivation {
-                shape: case.activation_shape(),
-                codes: upload(stream, &case.codes, "codes").unwrap(),
-                scales: upload(stream, &case.scales, "scales").unwrap(),
-                group_sums: upload(stream, &case.group_sums, "group sums").unwrap(),
-            };
-            let poison = vec![bf16::NAN; tokens * out_features];
-            let mut ys: Vec<_> = (0..20).map(|_| upload(stream, &poison, "y").unwrap()).collect();
-            let plan = W4A8::new(shape);
-            let (start, end) = (Event::new(gpu.context()).unwrap(), Event::new(gpu.context()).unwrap());
-            start.record(stream).unwrap();
-            for y in &mut ys {
-                plan.launch(stream, &x, &on_device, None::<&CudaSlice<f32>>, &mut workspace, y).unwrap();
-            }
-            end.record(stream).unwrap();
-            let first = download(stream, &ys[0]).unwrap();
-            let time = start.elapsed(&end).unwrap().as_secs_f64() * 1e6 / 20.0;
-            println!("{name} {tokens} tokens: {time:.1} us a launch, the first included");
-            let want = case.reference();
-            let bounds = case.bounds::<bf16>(Codes::Real, &want);
-            for (token, row) in first.chunks(out_features).enumerate() {
-                let features = token * STRIPE..(token + 1) * STRIPE;
-                for part in row.chunks(STRIPE) {
-                    assert_close_f64(&floats(part), &want[features.clone()], &bounds[features.clone()]);
-                }
-            }
-            for (run, y) in ys.iter().enumerate() {
-                assert!(download(stream, y).unwrap() == first, "{name}, {tokens} tokens: run {run} differs");
-            }
         }
     }
 }
