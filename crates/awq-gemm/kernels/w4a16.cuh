@@ -131,24 +131,18 @@ __device__ __forceinline__ uint4 raised(const uint4& v) {
 }
 
 // The stage's group sums, in units of the products', from a thread's sums of the 16s that it turned. Four threads have a row's box,
-// a warp has 8 rows; with 8 tokens the warps have a box each. Lane 0 stores alone, as it alone tells the multipliers.
+// a warp has 8 rows; with 8 tokens the warps have a box each.
 template <class V, int kBoxes>
 __device__ __forceinline__ void leave_group_sums(uint32_t to, float (&sums)[kBoxes], int thread) {
-    const int warp = thread / 32, first_token = kBoxes == 2 ? 8 * warp : 0;
+    const int warp = thread / 32, token = thread / 4 % V::kTokens;
 #pragma unroll
     for (float& sum : sums) {
         sum += __shfl_xor_sync(0xffffffffu, sum, 1);
         sum += __shfl_xor_sync(0xffffffffu, sum, 2);
     }
+    const bool stores = thread % 4 == 0;
     const auto store = [&](int group, float sum) {
-        uint32_t of_row[8];
-#pragma unroll
-        for (int row = 0; row < 8; ++row) of_row[row] = __shfl_sync(0xffffffffu, __float_as_uint(sum), 4 * row);
-        if (thread % 32 == 0) {
-            const uint32_t at = to + (group * V::kTokens + first_token) * 4;
-            shared_store_128(at, make_uint4(of_row[0], of_row[1], of_row[2], of_row[3]));
-            shared_store_128(at + 16, make_uint4(of_row[4], of_row[5], of_row[6], of_row[7]));
-        }
+        if (stores) shared_store_32(to + (group * V::kTokens + token) * 4, __float_as_uint(sum));
     };
     if constexpr (V::kGroups == 2) {
 #pragma unroll
@@ -158,9 +152,8 @@ __device__ __forceinline__ void leave_group_sums(uint32_t to, float (&sums)[kBox
     } else {
         if (warp == 1) store(0, sums[0]);
         named_barrier_sync(1 + V::kMultipliers, kTurners);
-        if (warp == 0) {
-            const float other = __uint_as_float(shared_load_32(to + thread / 4 * 4));
-            __syncwarp();
+        if (warp == 0 && stores) {
+            const float other = __uint_as_float(shared_load_32(to + token * 4));
             store(0, V::Type::kRawStep * (sums[0] + other));
         }
     }
@@ -208,8 +201,7 @@ __device__ __forceinline__ void turn(uint32_t shared, const Problem& p, int thre
                 }
             }
             fence_async_shared();
-            __syncwarp();
-            if (thread % 32 == 0) barrier_arrive(stages.turned());
+            barrier_arrive(stages.turned());
         }
     }
 }
@@ -273,10 +265,7 @@ struct Group<V, true> {
     }
 };
 
-constexpr int kReaders = 4;
-
-// Group sums of a thread's tokens in one unit. Lanes 0 to 3 read them, hand them to the lanes of the same column, and are the ones
-// that give the stage back.
+// Group sums of a thread's tokens in one unit.
 template <class V>
 struct Sums {
     static constexpr int kPairs = V::kValues / 4;
@@ -284,15 +273,7 @@ struct Sums {
     __device__ __forceinline__ void load(uint32_t stage_sums, const Lane& lane) {
 #pragma unroll
         for (int i = 0; i < V::kGroups * kPairs; ++i) {
-            uint2& pair = pairs[i / kPairs][i % kPairs];
-            pair = make_uint2(0, 0);
-            if (lane.thread % 32 < kReaders) pair = shared_load_64(stage_sums + (8 * i + 2 * lane.column) * 4);
-        }
-#pragma unroll
-        for (int i = 0; i < V::kGroups * kPairs; ++i) {
-            uint2& pair = pairs[i / kPairs][i % kPairs];
-            pair.x = __shfl_sync(0xffffffffu, pair.x, lane.column);
-            pair.y = __shfl_sync(0xffffffffu, pair.y, lane.column);
+            pairs[i / kPairs][i % kPairs] = shared_load_64(stage_sums + (8 * i + 2 * lane.column) * 4);
         }
     }
 };
@@ -376,7 +357,7 @@ __device__ __forceinline__ void multiply(Accumulators<V>& acc, Stages<V>& stages
 #pragma unroll
                         for (int i = 0; i < V::kPiece; ++i) wgmma_pin(a[set][i]);
                     }
-                    if (last && slice == V::kSlices - 1 && lane.thread % 32 < (V::kRaw ? kReaders : 1)) barrier_arrive(release);
+                    if (last && slice == V::kSlices - 1) barrier_arrive(release);
                     promote<V>(acc[block] + slice * V::kChainValues, part, group, sums.pairs[g]);
                     if (slice + 1 < V::kSlices) {
 #pragma unroll
@@ -467,14 +448,15 @@ __device__ __forceinline__ void run(const CUtensorMap* x, const Problem& p) {
     const uint32_t shared = warp_uniform(shared_address(dynamic_shared));
     if (threadIdx.x == 0) {
         prefetch_tensor_map(x);
+        // All threads that read a buffer hand it back. A warp's 32 arrivals cost no more than one's, and compute-sanitizer's
+        // racecheck follows a barrier by the threads that arrive.
         for (Stages<V> stages(shared); stages.phase == 0; stages.advance()) {
             barrier_init(stages.full(), 1);
-            barrier_init(stages.empty(), 4 * V::kMultipliers * (V::kRaw ? kReaders : 1));
-            barrier_init(stages.turned(), kTurners / 32);
+            barrier_init(stages.empty(), 128 * V::kMultipliers);
+            barrier_init(stages.turned(), kTurners);
         }
         for (Windows<V> windows(shared); windows.phase == 0; windows.advance()) {
             barrier_init(windows.full(), 1);
-            // All lanes that read a window hand it back: racecheck follows a barrier by the threads that arrive.
             barrier_init(windows.empty(), 128 * V::kMultipliers);
         }
         barrier_init_fence();

@@ -35,6 +35,12 @@ pub fn cases() -> Config {
     config
 }
 
+/// Whether a sanitizer runs the tests, which scripts/gpu-tests.sh says by `PEREGRINE_SANITIZER`. A kernel takes a hundred times as
+/// long there, so tests of many shapes leave out some.
+pub fn sanitized() -> bool {
+    std::env::var_os("PEREGRINE_SANITIZER").is_some()
+}
+
 /// Runs `body` for as many random cases as [`cases`] has, on all cores at once, each with random numbers of its own: for
 /// tests whose references take longer than the kernels. After a failure no further case is begun.
 ///

@@ -6,7 +6,7 @@ use cudarc::driver::{CudaSlice, CudaStream, DeviceRepr};
 use device::Element;
 use device::gpu::{Gpu, Graph, download, upload, zeros};
 use half::{bf16, f16};
-use op_test::{DeviceGuarded, Rng, assert_close_f64, gamma};
+use op_test::{DeviceGuarded, Rng, assert_close_f64, gamma, sanitized};
 use std::sync::Arc;
 
 type Stream = Arc<CudaStream>;
@@ -160,7 +160,7 @@ fn check<X: Type, Y: Element + DeviceRepr>(
     let want = case.reference();
     println!("{} to {} {:?} tokens {} {values:?}", X::NAME, Y::NAME, case.shape, case.tokens);
     assert_close_f64(&floats(&first), &want, &case.bounds::<Y>(values, &want));
-    for _ in 0..2 {
+    for _ in 0..if sanitized() { 1 } else { 2 } {
         assert!(on_device.run::<Y>(stream, workspace) == first, "another result for the same operands");
     }
 }
@@ -181,7 +181,8 @@ fn w4a16_every_variant_on_ragged_shapes() {
     let stream = gpu.stream();
     let mut workspace = W4A16Workspace::new(stream).unwrap();
     let mut rng = Rng::new(11);
-    for tokens in TOKENS {
+    // Of a sanitizer each width is one's, and whole numbers do.
+    for tokens in TOKENS.into_iter().step_by(if sanitized() { 3 } else { 1 }) {
         for (group_size, round) in [(64, 0), (64, 1), (128, 0), (128, 1)] {
             // From one block of features and one group to several tiles, windows and streamed segments.
             let (blocks, groups) = if round == 0 { (1..14, 1..9) } else { (14..40, 9..28) };
@@ -191,6 +192,9 @@ fn w4a16_every_variant_on_ragged_shapes() {
             check::<_, bf16>(stream, &mut workspace, &exact, Values::Exact);
             let exact = Case::<f16>::new(shape, tokens, Values::Exact, round == 1, &mut rng);
             check_either(stream, &mut workspace, &exact, Values::Exact);
+            if sanitized() {
+                continue;
+            }
             let real = Case::<bf16>::new(shape, tokens, Values::Real, round == 1, &mut rng);
             check_either(stream, &mut workspace, &real, Values::Real);
             let real = Case::<f16>::new(shape, tokens, Values::Real, round == 0, &mut rng);
