@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Breaks one kernel at a time and asks whether the GPU tests notice.
 
-  scripts/gpu_mutants.py pack [CRATE...]  here: builds each mutant's GPU tests into dist/gpu-mutants.tar.gz (needs nvcc)
+  scripts/gpu_mutants.py pack [NAME...]   here: builds the GPU tests of each mutant (or of those named, or of crates named) into
+                                          dist/gpu-mutants.tar.gz (needs nvcc)
   scripts/gpu_mutants.py run              there, on a host with a GPU: runs them; a line a mutant, "N of M caught" last;
                                           exit status 1 where one survived
 
-A mutant is caught where its tests fail, or do not end within a minute. The tests of the kernels as they are must pass
-for this to mean anything: scripts/gpu-tests.sh.
+A mutant is caught where its tests fail, or do not end within a minute: those without full_size in their names, on as few
+shapes as under a sanitizer. The tests of the kernels as they are must pass for this to mean anything: scripts/gpu-tests.sh.
 """
 
 import concurrent.futures
@@ -36,6 +37,12 @@ MUTANTS = [
      "    __syncthreads();\n    for (; unit < units", "    for (; unit < units"),
     ("append-next-head's-scale", "kv-cache", "rope_append.cuh",
      "arguments.key_scales[kv_head];", "arguments.key_scales[(kv_head + 1) % shape.kv_heads];"),
+    ("sample-loses-the-carry", "sampling", "sample.cuh", "atomicAdd(&shared.buckets.low[bucket], low) > ~low;",
+     "(atomicAdd(&shared.buckets.low[bucket], low), 0);"),
+    ("w4a16-multiplies-what-is-not-turned", "awq-gemm", "w4a16_plan.cuh", "void wait_turned() const { barrier_wait(turned(), phase); }",
+     "void wait_turned() const {}"),
+    ("w4a16-zero-point-of-the-other-row", "awq-gemm", "w4a16.cuh", "__uint_as_float((zeros & 0xf0u) | 0x4b000000u);",
+     "__uint_as_float((zeros & 0x0fu) | 0x4b000000u);"),
     ("argmax-takes-the-higher-id", "sampling", "argmax.cuh", "<< 32 | ~token;", "<< 32 | token;"),
     ("quantize-largest-of-a-part", "fp8", "quantize.cuh", "const float scale = __fdiv_rn(absmax, e4m3_max);",
      "const float scale = __fdiv_rn(0.99f * absmax, e4m3_max);"),
@@ -55,7 +62,7 @@ MUTANTS = [
 ]
 
 
-def pack(*crates):
+def pack(*chosen):
     target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve() / "mutants"
     environment = os.environ | {"CARGO_TARGET_DIR": str(target)}
     # Always at one place: what cargo keeps from build to build names it.
@@ -65,7 +72,7 @@ def pack(*crates):
     with tempfile.TemporaryDirectory() as folder, tarfile.open(ARCHIVE, "w:gz") as archive:
         shutil.copytree(ROOT, tree, ignore=lambda _, names: {name for name in names if name in ("target", "dist") or name[0] == "."})
         for name, crate, file, old, new in MUTANTS:
-            if crates and crate not in crates:
+            if chosen and crate not in chosen and name not in chosen:
                 continue
             path = tree / "crates" / crate / "kernels" / file
             text = path.read_text()
@@ -85,9 +92,11 @@ def pack(*crates):
 
 def outcome(mutant):
     """Whether the tests noticed, and what they said."""
-    command = [mutant, "--ignored", "--test-threads=1"]
+    command = [mutant, "--ignored", "--test-threads=1", "--skip", "full_size"]
+    environment = {"PROPTEST_CASES": "32", "PEREGRINE_SANITIZER": "1"} | os.environ
     try:
-        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=SECONDS)
+        result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                timeout=SECONDS)
     except subprocess.TimeoutExpired:
         return True, f"did not end in {SECONDS} s"
     said = [line.removeprefix("test result: ") for line in result.stdout.splitlines() if line.startswith("test result")]
@@ -109,8 +118,8 @@ def run():
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["pack", *crates]:
-            pack(*crates)
+        case ["pack", *chosen]:
+            pack(*chosen)
         case ["run"]:
             run()
         case _:
