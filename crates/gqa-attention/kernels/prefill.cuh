@@ -2,10 +2,11 @@
 //
 //   rows      (token, head of the group) pairs of one KV head, token by token: a group of 8 puts 24 tokens into a tile of 192
 //             rows, so that only the last page of a tile, rarely two, needs the causal mask.
-//   block     a tile of 64 rows to each of three or four consuming warpgroups, which walk the same pages, newest first, and a
-//             warp that copies them into a ring. Tiles of the latest tokens, the longest, come first in the grid.
+//   tile      64 rows to each of three or four consuming warpgroups, which walk the same pages, newest first.
+//   block     one to a multiprocessor. A warp takes tiles, those of the latest tokens, the longest, first, and copies their pages
+//             into a ring; each warpgroup goes from tile to tile by itself.
 //
-//   copying warp    page table -> | K V | K V | ... ring ...
+//   copying warp    tile, page table -> | K V | K V | ... ring ...
 //   warpgroup       Q at hand;         S[64 rows, 64 tokens] = Q . K^T,    P = 2^(S - maximum),    O[64 rows, head_dim] += P . V
 //
 //       tensor cores   | S1 = Q.K1 | O += P0.V0 |      | S2 = Q.K2 | O += P1.V1 |
@@ -21,6 +22,7 @@
 //             context, O is added to f32 numbers in shared memory and starts anew: the short accumulation of FP8 products
 //             never reaches beyond.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 
 #include <peregrine/fp8.cuh>
@@ -55,22 +57,28 @@ struct PrefillRows {
 
     // S becomes P, unrounded.
     __device__ __forceinline__ void softmax(float (&s)[32]) {
-        float most[2][2];
+        float most[2][2], bias[2], next[2];
+        bool grows[2];
 #pragma unroll
         for (int r = 0; r < 2; ++r) most[r][0] = s[2 * r], most[r][1] = s[2 * r + 1];
 #pragma unroll
         for (int i = 4; i < 32; ++i) most[i / 2 % 2][i % 2] = fmaxf(most[i / 2 % 2][i % 2], s[i]);
-        float bias[2], next[2];
-        bool grows[2];
+        const auto compare = [&] {
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-            next[r] = fmaxf(most[r][0], most[r][1]);
-            next[r] = fmaxf(next[r], __shfl_xor_sync(~0u, next[r], 1));
-            next[r] = fmaxf(next[r], __shfl_xor_sync(~0u, next[r], 2));
-            grows[r] = (next[r] - top[r]) * scale[r] > Tile::room;  // not where both are -inf
-        }
+            for (int r = 0; r < 2; ++r) grows[r] = (next[r] - top[r]) * scale[r] > Tile::room;  // not where both are -inf
+        };
+        // Of the thread's own part of its rows: mostly that is all, and no lane has to wait for another's.
+#pragma unroll
+        for (int r = 0; r < 2; ++r) next[r] = fmaxf(most[r][0], most[r][1]);
+        compare();
         grown = __any_sync(~0u, grows[0] || grows[1]);
         if (grown) {
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                next[r] = fmaxf(next[r], __shfl_xor_sync(~0u, next[r], 1));
+                next[r] = fmaxf(next[r], __shfl_xor_sync(~0u, next[r], 2));
+            }
+            compare();
 #pragma unroll
             for (int r = 0; r < 2; ++r) {  // each row by itself: its bits hang on no other row
                 decay[r] = grows[r] ? exp2_approx((top[r] - next[r]) * scale[r]) : 1.0f;
@@ -142,26 +150,41 @@ __device__ __forceinline__ void pack(const float (&s)[32], uint32_t (&weights)[T
         }
 }
 
-// A warpgroup's walk through the ring.
+// A warpgroup's walk through the ring, over all its tiles.
 template <class Tile>
 struct Consumer {
     using Element = typename Tile::Element;
+    using Shared = typename Tile::Shared;
     const DecodeArgs& args;
-    typename Tile::Shared& shared;
-    const Chunk& chunk;
-    const uint32_t keys, values, keys_full, values_full, keys_empty, values_empty, query;
+    Shared& shared;
+    const int warpgroup;
+    Chunk chunk;
+    uint32_t base, keys, values, query, keys_full, values_full, keys_empty, values_empty, clear_parity = 0;
     RingPlace<Tile::stages> key_place, value_place;
 
-    __device__ __forceinline__ Consumer(const DecodeArgs& args, typename Tile::Shared& shared, const Chunk& chunk, int warpgroup)
-        : args(args), shared(shared), chunk(chunk), keys(core_matrix_tile(shared.keys, page_tokens)),
-          values(core_matrix_tile(shared.values, Tile::value_rows)), keys_full(shared_address(shared.keys_full)),
-          values_full(shared_address(shared.values_full)), keys_empty(shared_address(shared.keys_empty)),
-          values_empty(shared_address(shared.values_empty)),
-          query(core_matrix_tile(shared.query[warpgroup], 64)) {}
+    __device__ __forceinline__ Consumer(const DecodeArgs& args, Shared& shared)
+        : args(args), shared(shared), warpgroup(warp_uniform(threadIdx.x / 128)), base(shared_address(&shared)) {}
+
+    // What lives through the loop over tiles comes out of it in vector registers. Made uniform again, it and what follows from
+    // it stay in uniform ones for the whole of a tile; products then need no step between.
+    __device__ __forceinline__ void begin(const TileNote& tile) {
+        chunk.context_len = warp_uniform(tile.context_len), chunk.query_start = warp_uniform(tile.query_start);
+        chunk.query_len = warp_uniform(tile.query_len), chunk.row = warp_uniform(tile.row);
+        chunk.rows = chunk.query_len * static_cast<int>(args.group_size);
+        key_place.slot = warp_uniform(key_place.slot), key_place.parity = warp_uniform(key_place.parity);
+        value_place.slot = warp_uniform(value_place.slot), value_place.parity = warp_uniform(value_place.parity);
+        clear_parity = warp_uniform(clear_parity);
+        base = warp_uniform(base);
+        keys = core_matrix_tile(base + offsetof(Shared, keys), page_tokens);
+        values = core_matrix_tile(base + offsetof(Shared, values), Tile::value_rows);
+        query = core_matrix_tile(base + offsetof(Shared, query) + warpgroup * sizeof(Shared::query[0]), 64);
+        keys_full = base + offsetof(Shared, keys_full), keys_empty = base + offsetof(Shared, keys_empty);
+        values_full = base + offsetof(Shared, values_full), values_empty = base + offsetof(Shared, values_empty);
+    }
 
     // Slots of the last page that hold no token may hold anything, NaN included: 0 x NaN would reach every row. All consumers
-    // come here once, with that page, from wherever they await it.
-    __device__ __forceinline__ void clear_values(uint32_t slot, int high) const {
+    // come here once a tile that sees it, from wherever they await it.
+    __device__ __forceinline__ void clear_values(uint32_t slot, int high) {
         constexpr int threads = 128 * Tile::consumers, chunk_tokens = 16 / Element::bytes;
         for (int i = threadIdx.x; i < Tile::tile_bytes / 16; i += threads) {
             const int token = i / Tile::head_dim * chunk_tokens;
@@ -173,10 +196,11 @@ struct Consumer {
         }
         fence_async_shared();
         barrier_arrive(&shared.cleared);
-        barrier_wait(&shared.cleared, 0);
+        barrier_wait(&shared.cleared, clear_parity);
+        clear_parity ^= 1;
     }
     __device__ __forceinline__ void await_keys() const { barrier_wait(keys_full + 8 * key_place.slot, key_place.parity); }
-    __device__ __forceinline__ void await_values(int page) const {
+    __device__ __forceinline__ void await_values(int page) {
         barrier_wait(values_full + 8 * value_place.slot, value_place.parity);
         if ((page + 1) * page_tokens > chunk.context_len) clear_values(value_place.slot, chunk.context_len - page * page_tokens);
     }
@@ -202,7 +226,7 @@ struct Consumer {
 
     // Issues S = Q . K^T of a page that is there.
     __device__ __forceinline__ void score(const QueryFragments<Tile>& q, float (&s)[32]) const {
-        const uint32_t tile = warp_uniform(keys + key_place.slot * (Tile::tile_bytes / 16));
+        const uint32_t tile = keys + key_place.slot * (Tile::tile_bytes / 16);
         wgmma_pin(s);
         wgmma_fence();
 #pragma unroll
@@ -220,7 +244,7 @@ struct Consumer {
     // Issues O += P . V of a page that is there, with the sums of P's rows where V has rows of ones; `accumulate` 0 overwrites.
     __device__ __forceinline__ void weigh(uint32_t (&weights)[Tile::value_steps][4], float (&o)[Tile::accumulators],
                                           int accumulate) const {
-        const uint32_t tile = warp_uniform(values + value_place.slot * (Tile::value_bytes / 16));
+        const uint32_t tile = values + value_place.slot * (Tile::value_bytes / 16);
         wgmma_pin(o);
 #pragma unroll
         for (int k = 0; k < Tile::value_steps; ++k) wgmma_pin(weights[k]);
@@ -234,11 +258,12 @@ struct Consumer {
 };
 
 template <class Tile>
-__device__ __forceinline__ void consume_chunk(const DecodeArgs& args, typename Tile::Shared& shared, const Chunk& chunk,
-                                              PageRange block_pages) {
-    const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, group = args.group_size, head = blockIdx.y;
-    const int warpgroup = warp_uniform(threadIdx.x / 128), first = chunk.row + 64 * warpgroup;
-    Consumer<Tile> consumer(args, shared, chunk, warpgroup);
+__device__ __forceinline__ void consume_chunk(Consumer<Tile>& consumer, int head, PageRange block_pages) {
+    const DecodeArgs& args = consumer.args;
+    typename Tile::Shared& shared = consumer.shared;
+    const Chunk& chunk = consumer.chunk;
+    const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, group = args.group_size;
+    const int warpgroup = consumer.warpgroup, first = chunk.row + 64 * warpgroup;
     if (first >= chunk.rows) return consumer.skip(block_pages.end - 1, block_pages.end - block_pages.begin);
     const int last = min(first + 64, chunk.rows) - 1;
     const PageRange pages = chunk.pages(args, first, last);
@@ -314,8 +339,14 @@ __device__ __forceinline__ void consume_chunk(const DecodeArgs& args, typename T
         int accumulate = 1, promotions = 0;
 
         if (pages.begin < pages.end - 1) consumer.await_keys();
+        // O of the pages before, in shared memory, behind the products that do not touch it.
+        const auto promote = [&] {
+            if constexpr (Tile::fp8)
+                if (!accumulate) rows.promote(promoted, promotions++ == 0);
+        };
         for (int page = pages.end - 2; page >= pages.begin; --page) {
             consumer.score(q, s);
+            promote();
             consumer.await_values(page + 1);
             consumer.weigh(weights, rows.o, accumulate);
             wgmma_wait<1>();
@@ -329,11 +360,9 @@ __device__ __forceinline__ void consume_chunk(const DecodeArgs& args, typename T
             finish();
             rows.rescale();
             pack<Tile>(s, weights);
-            if constexpr (Tile::fp8) {
-                accumulate = (page + 1) % Tile::promoted_pages != 0;
-                if (!accumulate) rows.promote(promoted, promotions++ == 0);
-            }
+            if constexpr (Tile::fp8) accumulate = (page + 1) % Tile::promoted_pages != 0;
         }
+        promote();
         consumer.await_values(pages.begin);
         consumer.weigh(weights, rows.o, accumulate);
         finish();
@@ -368,15 +397,40 @@ __device__ __forceinline__ void consume_chunk(const DecodeArgs& args, typename T
 }
 
 template <class Tile>
+__device__ __forceinline__ void consume_tiles(const DecodeArgs& args, typename Tile::Shared& shared) {
+    Consumer<Tile> consumer(args, shared);
+    RingPlace<Tile::tile_slots> place;
+    while (true) {
+        barrier_wait(&shared.tile_full[place.slot], place.parity);
+        const TileNote tile = shared.tiles[place.slot];
+        barrier_arrive(&shared.tile_empty[place.slot]);
+        place.advance();
+        // By a vote: the assembler keeps uniform registers only where it sees that the whole warp leaves a loop.
+        if (!__any_sync(~0u, tile.query_len)) return;
+        consumer.begin(tile);
+        named_barrier_sync(2 + consumer.warpgroup, 128);  // products of the last tile have read its queries
+        consume_chunk(consumer, warp_uniform(tile.head), {static_cast<int>(warp_uniform(tile.pages_begin)), static_cast<int>(warp_uniform(tile.pages_end))});
+    }
+}
+
+template <class Tile>
 __device__ __forceinline__ void prefill(const DecodeArgs& args) {
     extern __shared__ __align__(128) uint8_t memory[];
     typename Tile::Shared& shared = *reinterpret_cast<typename Tile::Shared*>(memory);
-    if (threadIdx.x < Tile::stages) {
-        barrier_init(&shared.keys_full[threadIdx.x], 1);
-        barrier_init(&shared.values_full[threadIdx.x], 1);
-        barrier_init(&shared.keys_empty[threadIdx.x], 4 * Tile::consumers);
-        barrier_init(&shared.values_empty[threadIdx.x], 4 * Tile::consumers);
-        if (threadIdx.x == 0) barrier_init(&shared.cleared, 128 * Tile::consumers);
+    if (threadIdx.x == 0) {  // by one thread, at addresses known here: mbarrier.init of a thread's own becomes a loop over threads
+#pragma unroll
+        for (int i = 0; i < Tile::stages; ++i) {
+            barrier_init(&shared.keys_full[i], 1);
+            barrier_init(&shared.values_full[i], 1);
+            barrier_init(&shared.keys_empty[i], 4 * Tile::consumers);
+            barrier_init(&shared.values_empty[i], 4 * Tile::consumers);
+        }
+#pragma unroll
+        for (int i = 0; i < Tile::tile_slots; ++i) {
+            barrier_init(&shared.tile_full[i], 1);
+            barrier_init(&shared.tile_empty[i], 128 * Tile::consumers);
+        }
+        barrier_init(&shared.cleared, 128 * Tile::consumers);
         barrier_init_fence();
     }
     if constexpr (Tile::fp8) {
@@ -385,19 +439,15 @@ __device__ __forceinline__ void prefill(const DecodeArgs& args) {
             reinterpret_cast<uint32_t*>(shared.values)[i / words * row_words + row_words - words + i % words] = Tile::Element::ones;
         fence_async_shared();
     }
-    grid_wait_predecessor();
-    uint32_t sequence;
-    const Chunk chunk = find_chunk<Tile::rows>(args, gridDim.x - 1 - blockIdx.x, sequence);
     __syncthreads();
+    grid_wait_predecessor();
     grid_release_successor();
-    if (chunk.row >= chunk.rows) return;
-    const PageRange pages = chunk.pages(args, chunk.row, min(chunk.row + Tile::rows, chunk.rows) - 1);
     if (warp_uniform(threadIdx.x / 128) == Tile::consumers) {
         registers_shrink<Tile::producer_registers>();
-        if (warp_uniform(threadIdx.x / 32) == 4 * Tile::consumers) copy_pages<Tile>(args, shared, sequence, pages);
+        if (warp_uniform(threadIdx.x / 32) == 4 * Tile::consumers) copy_tiles<Tile>(args, shared);
     } else {
         registers_grow<Tile::consumer_registers>();
-        consume_chunk<Tile>(args, shared, chunk, pages);
+        consume_tiles<Tile>(args, shared);
     }
 }
 

@@ -1,4 +1,5 @@
-// What prefill attention reads: pages into a ring by bulk copies, and a warpgroup's queries as operands. See prefill.cuh.
+// What prefill attention reads: tiles of rows, their pages into a ring by bulk copies, and a warpgroup's queries as operands.
+// See prefill.cuh.
 #pragma once
 #include <cstdint>
 
@@ -21,14 +22,13 @@ struct RingPlace {
 };
 
 template <class Tile>
-__device__ __forceinline__ void copy_pages(const DecodeArgs& args, typename Tile::Shared& shared, uint32_t sequence, PageRange pages) {
-    const uint32_t lane = threadIdx.x % 32, head = blockIdx.y;
+__device__ __forceinline__ void copy_pages(const DecodeArgs& args, typename Tile::Shared& shared, uint32_t sequence, uint32_t head,
+                                           PageRange pages, RingPlace<Tile::stages>& at) {
+    const uint32_t lane = threadIdx.x % 32;
     const uint32_t* table = args.block_table + static_cast<uint64_t>(sequence) * args.max_pages;
     const uint32_t keys = shared_address(shared.keys), values = shared_address(shared.values);
     const uint32_t keys_full = shared_address(shared.keys_full), values_full = shared_address(shared.values_full);
     const uint32_t keys_empty = shared_address(shared.keys_empty), values_empty = shared_address(shared.values_empty);
-    RingPlace<Tile::stages> at;
-    at.parity = 1;
     const auto reserve = [&](uint32_t full, uint32_t empty) {
         barrier_wait(empty + 8 * at.slot, at.parity);
         barrier_expect_bytes(full + 8 * at.slot, Tile::tile_bytes);
@@ -52,6 +52,59 @@ __device__ __forceinline__ void copy_pages(const DecodeArgs& args, typename Tile
         }
         at.advance();
     }
+}
+
+// The consumers load a tile's queries when they come to it, and wait for them: let them lie in the L2 by then.
+template <class Tile>
+__device__ __forceinline__ void prefetch_queries(const DecodeArgs& args, const Chunk& chunk, uint32_t head) {
+    const uint32_t group = args.group_size, bytes = group * Tile::head_dim * 2;
+    const uint32_t last = (min(chunk.row + Tile::rows, chunk.rows) - 1) / group;
+    for (uint32_t token = chunk.row / group + threadIdx.x % 32; token <= last; token += 32) {
+        const uint64_t place = static_cast<uint64_t>(chunk.query_start + token) * args.kv_heads + head;
+        bulk_prefetch_l2(args.query + place * group * Tile::head_dim, bytes);
+    }
+}
+
+// The copying warp: takes tiles one after the other, notes them for the consumers, copies their pages. It runs ahead of them as
+// far as the ring has room, so that the next tile's first pages are there when the last one's output goes out.
+//
+// A block begins with the tile of its own number; those behind the grid's are handed out by a counter. The last block to find
+// none left sets both counters back to zero.
+template <class Tile>
+__device__ __forceinline__ void copy_tiles(const DecodeArgs& args, typename Tile::Shared& shared) {
+    const uint32_t lane = threadIdx.x % 32;
+    const uint32_t slots = first_slot<Tile::rows>(args, args.batch), tiles = slots * args.kv_heads;
+    uint32_t* const taken = &args.finished[0];
+    uint32_t* const blocks_done = &args.finished[1];
+    RingPlace<Tile::stages> at;
+    RingPlace<Tile::tile_slots> place;
+    at.parity = place.parity = 1;
+    const auto note = [&](const TileNote& tile) {
+        if (lane == 0) {
+            barrier_wait(&shared.tile_empty[place.slot], place.parity);
+            shared.tiles[place.slot] = tile;
+            barrier_arrive(&shared.tile_full[place.slot]);
+        }
+        place.advance();
+    };
+    uint32_t tile = blockIdx.x;
+    while (tile < tiles) {
+        uint32_t next = 0;
+        if (lane == 0) next = gridDim.x + atomicAdd(taken, 1);
+        // Head by head, which keeps its pages in the L2, and the latest tokens first: they take longest.
+        const uint32_t head = tile / slots;
+        uint32_t sequence;
+        const Chunk chunk = find_chunk<Tile::rows>(args, slots - 1 - tile % slots, sequence);
+        if (chunk.row < chunk.rows) {
+            const PageRange pages = chunk.pages(args, chunk.row, min(chunk.row + Tile::rows, chunk.rows) - 1);
+            note({chunk.context_len, chunk.query_start, chunk.query_len, chunk.row, static_cast<int>(head), pages.begin, pages.end, 0});
+            prefetch_queries<Tile>(args, chunk, head);
+            copy_pages<Tile>(args, shared, sequence, head, pages, at);
+        }
+        tile = __shfl_sync(~0u, next, 0);
+    }
+    note({});
+    if (lane == 0 && flag_add_acq_rel(blocks_done, 1) == gridDim.x - 1) *taken = *blocks_done = 0;
 }
 
 // Q as operand A, and what it was multiplied by for that (e4m3).

@@ -37,6 +37,34 @@ PEREGRINE_WGMMA(72, 36, "%36", "%37", "%38", "%39", "%40", "%41", "%42")
 #define PEREGRINE_D68 PEREGRINE_D64, PEREGRINE_D(64)
 PEREGRINE_WGMMA(136, 68, "%68", "%69", "%70", "%71", "%72", "%73", "%74")
 
+// The pages that some row of a run of rows sees.
+struct PageRange {
+    int begin, end;
+};
+
+// A tile's place: `row` is the first of its rows among the sequence's, of which there are `rows`. Row r is head r % group_size
+// of the group, of the sequence's new token r / group_size.
+struct Chunk {
+    int context_len, query_start, query_len, row, rows;
+
+    // Cache position of a row's token; negative where the sequence has fewer tokens than queries.
+    __device__ __forceinline__ int position(const DecodeArgs& args, int row) const {
+        return context_len - query_len + row / static_cast<int>(args.group_size);
+    }
+    __device__ __forceinline__ PageRange pages(const DecodeArgs& args, int first, int last) const {
+        const int oldest = args.window ? position(args, first) - static_cast<int>(args.window) + 1 : 0;
+        const int newest = position(args, last);
+        if (newest < 0) return {0, 0};
+        return {max(0, oldest) / page_tokens, newest / page_tokens + 1};
+    }
+};
+
+// A tile as the copying warp hands it to the consumers. The last one has no rows.
+struct alignas(16) TileNote {
+    int context_len, query_start, query_len, row;
+    int head, pages_begin, pages_end, padding;
+};
+
 // consumers: warpgroups that multiply, 64 rows each: the more, the better one's softmax hides behind the others' products, and
 // the fewer registers each has. register_steps: products along a row of Q whose operand stays in registers; that of the others
 // lies in shared memory. promoted_pages: how many pages the short accumulation of FP8 products sums up. Each product is cut to 13 bits below
@@ -70,6 +98,7 @@ struct PrefillTile {
     // What the warpgroups have in all is fixed at the launch: as many registers to each thread as threads leave it.
     static_assert(128 * (producer_registers + consumers * consumer_registers) <= threads * (65536 / threads / 8 * 8));
 
+    static constexpr int tile_slots = 4;
     struct Shared {
         alignas(128) uint8_t keys[stages][tile_bytes];
         alignas(128) uint8_t values[stages][value_bytes];
@@ -77,31 +106,11 @@ struct PrefillTile {
         alignas(128) float4 promoted[consumers][promoted_quads ? promoted_quads : 1][promoted_quads ? 128 : 1];
         alignas(8) uint64_t keys_full[stages], keys_empty[stages], values_full[stages], values_empty[stages];
         uint64_t cleared;  // the slots behind the context, see clear_values
+        uint64_t tile_full[tile_slots], tile_empty[tile_slots];
+        TileNote tiles[tile_slots];  // what the copying warp has begun to copy, for the consumers
     };
     static_assert(sizeof(Shared) <= shared_memory_limit);
     static_assert(stages >= 3 && (head_dim == 64 || head_dim == 128));
-};
-
-// The pages that some row of a run of rows sees.
-struct PageRange {
-    int begin, end;
-};
-
-// A tile's place: `row` is the first of its rows among the sequence's, of which there are `rows`. Row r is head r % group_size
-// of the group, of the sequence's new token r / group_size.
-struct Chunk {
-    int context_len, query_start, query_len, row, rows;
-
-    // Cache position of a row's token; negative where the sequence has fewer tokens than queries.
-    __device__ __forceinline__ int position(const DecodeArgs& args, int row) const {
-        return context_len - query_len + row / static_cast<int>(args.group_size);
-    }
-    __device__ __forceinline__ PageRange pages(const DecodeArgs& args, int first, int last) const {
-        const int oldest = args.window ? position(args, first) - static_cast<int>(args.window) + 1 : 0;
-        const int newest = position(args, last);
-        if (newest < 0) return {0, 0};
-        return {max(0, oldest) / page_tokens, newest / page_tokens + 1};
-    }
 };
 
 // Tiles are numbered so that no one needs a prefix sum: those of sequence s start at floor(rows before it / tile rows) + s,

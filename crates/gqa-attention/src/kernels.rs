@@ -102,7 +102,7 @@ impl PrefillVariant {
         self.consumers as u32 * 128 + 128
     }
 
-    /// Query tokens times heads of a group that a block takes.
+    /// Query tokens times heads of a group that a tile takes.
     pub fn rows(&self) -> usize {
         self.consumers * 64
     }
@@ -126,10 +126,10 @@ macro_rules! prefill_variants {
 }
 
 static PREFILL_VARIANTS: [PrefillVariant; 4] = prefill_variants![
-    "e4m3" 64 4 168320
-    "e4m3" 128 3 224512
-    "bf16" 64 4 156032
-    "bf16" 128 3 200960
+    "e4m3" 64 4 168448
+    "e4m3" 128 3 229376
+    "bf16" 64 4 156288
+    "bf16" 128 3 201216
 ];
 
 /// Which of its kernels serves a launch of [`Attention::launch`].
@@ -137,7 +137,7 @@ static PREFILL_VARIANTS: [PrefillVariant; 4] = prefill_variants![
 pub enum AttentionKernel {
     /// Tokens of the cache are the tensor core's rows; every multiprocessor takes an equal share of all pages.
     Decode,
-    /// Queries are the tensor core's rows; a block to each tile of them walks all pages that it sees.
+    /// Queries are the tensor core's rows; blocks go from tile to tile of them and walk all pages that each sees.
     Prefill,
 }
 

@@ -67,7 +67,7 @@ impl Attention {
         Ok(AttentionWorkspace {
             stream: stream.clone(),
             partials: zeros(stream, blocks * floats, "partial results of attention")?,
-            finished: zeros(stream, blocks, "counters of attention")?,
+            finished: zeros(stream, blocks.max(2), "counters of attention")?,
             alibi_slopes,
             blocks,
         })
@@ -181,10 +181,11 @@ impl Attention {
         };
         let (kernel, launch) = match prefill {
             Some(prefill) => {
-                // Numbers for all tiles of the batch, see first_slot in prefill_tile.cuh.
+                // Numbers for all tiles of the batch, see first_slot in prefill_tile.cuh; blocks share them out.
                 let rows = number("queries", queries.len() / shape.head_dim / shape.kv_heads)?;
-                let tiles = number("queries", rows as usize / prefill.rows() + sequences)?;
-                let launch = Launch::grid([tiles, args.kv_heads]).block(prefill.threads());
+                let tiles = number("queries", (rows as usize / prefill.rows() + sequences) * shape.kv_heads)?;
+                let blocks = tiles.min(number("workspace", workspace.blocks)?);
+                let launch = Launch::grid(blocks).block(prefill.threads());
                 (&prefill.kernel, launch.shared(prefill.shared_bytes))
             }
             None => {

@@ -51,6 +51,23 @@ fn small_chunks() {
     }
 }
 
+/// More tiles than blocks: each goes from one to the next, over tails of pages, rows that fill no tile and sequences without
+/// queries.
+#[test]
+#[ignore = "needs an H200"]
+fn small_blocks_take_several_tiles() {
+    let mut rng = Rng::new(24);
+    let chunks: Vec<(usize, usize)> = (0..40)
+        .map(|i| {
+            let context = 1 + i * 53 % 200;
+            (context, context.min(i * 29 % 90))
+        })
+        .collect();
+    for head_dim in [64, 128] {
+        both(&mut rng, shape(3, 8, head_dim), &AttentionOptions::default(), &chunks);
+    }
+}
+
 #[test]
 #[ignore = "needs an H200"]
 fn real_chunks_full_size() {
