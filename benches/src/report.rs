@@ -19,7 +19,7 @@ pub struct Row {
     pub work: Work,
     /// Of one launch: the median.
     pub seconds: f64,
-    /// MHz of the multiprocessors and watts of the card, of long runs where nvidia-smi tells them.
+    /// MHz of the multiprocessors and watts of the card, of long runs where NVML tells them.
     pub clock_and_power: Option<(f64, f64)>,
 }
 
@@ -32,7 +32,7 @@ pub struct Report {
     pub card: Card,
     /// What was measured in this run.
     pub ceilings: Card,
-    /// The driver's version, where nvidia-smi tells it.
+    /// The driver's version, where NVML tells it.
     pub driver: Option<String>,
     /// In the order of the run.
     pub rows: Vec<Row>,

@@ -1,12 +1,11 @@
 //! Long runs, which the card's power cap holds back: the mean rate, with the clock and the power beside it.
 
 use super::{Bench, Replay};
+use cudarc::driver::sys::CUuuid;
 use device::Result;
-use device::gpu::Event;
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use device::gpu::{Event, Gpu};
+use nvml_wrapper::enum_wrappers::device::Clock;
+use nvml_wrapper::{Device, Nvml};
 use std::time::{Duration, Instant};
 
 /// A time of a launch: of bursts, or the mean of a long run.
@@ -14,7 +13,7 @@ use std::time::{Duration, Instant};
 pub struct Sustained {
     /// Seconds of one launch.
     pub seconds: f64,
-    /// MHz of the multiprocessors and watts of the card: of a long run, where nvidia-smi (NVML) tells them.
+    /// MHz of the multiprocessors and watts of the card: of a long run, where NVML tells them.
     pub clock_and_power: Option<(f64, f64)>,
 }
 
@@ -29,94 +28,66 @@ pub(super) fn sustain<F>(bench: &Bench, replay: &Replay<F>, duration: Duration) 
     let replays = (CHUNK.as_secs_f64() / each.as_secs_f64()).ceil().max(1.0) as usize;
     let event = || Event::new(bench.gpu().context());
     let (settled, ends) = (event()?, [event()?, event()?]);
-    let monitor = Monitor::start(bench.gpu().info().ordinal);
+    let nvml = nvml();
+    let card = nvml.as_ref().and_then(|nvml| managed(nvml, bench.gpu()));
+    let mut samples = Vec::new();
     let start = Instant::now();
-    let (mut counted, mut from, mut last) = (0usize, None, 0);
+    let (mut counted, mut settling, mut last) = (0usize, true, 0);
     for chunk in 0.. {
-        if from.is_none() && start.elapsed() >= SETTLING {
+        if settling && start.elapsed() >= SETTLING {
             settled.record(bench.gpu().stream())?;
-            from = Some(Instant::now());
+            settling = false;
         }
         for _ in 0..replays {
             replay.graph.replay()?;
         }
-        counted += if from.is_some() { replays } else { 0 };
+        counted += if settling { 0 } else { replays };
         last = chunk % 2;
         ends[last].record(bench.gpu().stream())?;
         // The chunk before this one: the stream always has work.
         ends[1 - last].synchronize()?;
+        if !settling {
+            samples.extend(card.as_ref().and_then(clock_and_power));
+        }
         if start.elapsed() >= duration && counted > 0 {
             break;
         }
     }
     ends[last].synchronize()?;
-    let until = Instant::now();
     let seconds = settled.elapsed(&ends[last])?.as_secs_f64() / (counted * replay.launches) as f64;
-    let clock_and_power = monitor.and_then(|monitor| monitor.mean(from?, until));
-    Ok(Sustained { seconds, clock_and_power })
+    Ok(Sustained { seconds, clock_and_power: mean(&samples) })
 }
 
-/// The driver's version, where nvidia-smi tells it.
+/// The driver's version, where NVML tells it.
 pub(super) fn driver() -> Option<String> {
-    let query = ["--query-gpu=driver_version", "--format=csv,noheader", "-i", "0"];
-    let output = Command::new("nvidia-smi").args(query).stderr(Stdio::null()).output().ok()?;
-    let version = String::from_utf8(output.stdout).ok()?.trim().to_owned();
-    (output.status.success() && !version.is_empty()).then_some(version)
+    nvml()?.sys_driver_version().ok()
 }
 
-/// Samples of nvidia-smi: when, MHz, watts.
-type Samples = Arc<Mutex<Vec<(Instant, f64, f64)>>>;
-
-/// nvidia-smi, asked again and again while the run goes on.
-struct Monitor {
-    process: Child,
-    reader: JoinHandle<()>,
-    samples: Samples,
+/// NVML, by the name under which a driver without a toolkit brings it.
+fn nvml() -> Option<Nvml> {
+    Nvml::builder().lib_path("libnvidia-ml.so.1".as_ref()).init().ok()
 }
 
-impl Monitor {
-    /// `None` where there is no nvidia-smi.
-    fn start(ordinal: usize) -> Option<Self> {
-        let mut process = Command::new("nvidia-smi")
-            .args(["--query-gpu=clocks.sm,power.draw", "--format=csv,noheader,nounits", "-lms", "200"])
-            .args(["-i", &ordinal.to_string()])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .ok()?;
-        let output = process.stdout.take()?;
-        let samples = Samples::default();
-        let shared = samples.clone();
-        let reader = thread::spawn(move || {
-            for line in BufReader::new(output).lines().map_while(std::result::Result::ok) {
-                if let Some((clock, power)) = parse(&line) {
-                    let now = Instant::now();
-                    shared.lock().unwrap_or_else(PoisonError::into_inner).push((now, clock, power));
-                }
-            }
-        });
-        Some(Self { process, reader, samples })
-    }
-
-    /// Means between two moments.
-    fn mean(mut self, from: Instant, until: Instant) -> Option<(f64, f64)> {
-        // It may have ended by itself.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-        let _ = self.reader.join();
-        let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
-        let within: Vec<_> = samples.iter().filter(|sample| (from..=until).contains(&sample.0)).collect();
-        let mean = |value: fn(&(Instant, f64, f64)) -> f64| {
-            within.iter().map(|sample| value(sample)).sum::<f64>() / within.len() as f64
-        };
-        (!within.is_empty()).then(|| (mean(|sample| sample.1), mean(|sample| sample.2)))
-    }
+/// The GPU as NVML knows it: by UUID, as the two libraries may count GPUs in different orders.
+fn managed<'nvml>(nvml: &'nvml Nvml, gpu: &Gpu) -> Option<Device<'nvml>> {
+    nvml.device_by_uuid(name(gpu.context().uuid().ok()?)).ok()
 }
 
-/// `1380, 698.52`.
-fn parse(line: &str) -> Option<(f64, f64)> {
-    let (clock, power) = line.split_once(',')?;
-    Some((clock.trim().parse().ok()?, power.trim().parse().ok()?))
+/// `GPU-00010203-0405-0607-0809-0a0b0c0d0e0f`.
+fn name(uuid: CUuuid) -> String {
+    let hex: Vec<String> = uuid.bytes.iter().map(|&byte| format!("{:02x}", byte as u8)).collect();
+    let parts = [&hex[..4], &hex[4..6], &hex[6..8], &hex[8..10], &hex[10..]].map(|part| part.concat());
+    format!("GPU-{}", parts.join("-"))
+}
+
+/// MHz of the multiprocessors and watts, now.
+fn clock_and_power(card: &Device) -> Option<(f64, f64)> {
+    Some((f64::from(card.clock_info(Clock::SM).ok()?), f64::from(card.power_usage().ok()?) / 1000.0))
+}
+
+fn mean(samples: &[(f64, f64)]) -> Option<(f64, f64)> {
+    let mean = |value: fn(&(f64, f64)) -> f64| samples.iter().map(value).sum::<f64>() / samples.len() as f64;
+    (!samples.is_empty()).then(|| (mean(|sample| sample.0), mean(|sample| sample.1)))
 }
 
 #[cfg(test)]
@@ -124,9 +95,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_of_nvidia_smi() {
-        assert_eq!(parse("1380, 698.52"), Some((1380.0, 698.52)));
-        assert_eq!(parse("[N/A], 698.52"), None);
-        assert_eq!(parse("No devices were found"), None);
+    fn a_name_of_a_gpu() {
+        let bytes = std::array::from_fn(|i| (0x11 * i) as i8);
+        assert_eq!(name(CUuuid { bytes }), "GPU-00112233-4455-6677-8899-aabbccddeeff");
+    }
+
+    #[test]
+    fn means() {
+        assert_eq!(mean(&[]), None);
+        assert_eq!(mean(&[(1400.0, 690.0), (1500.0, 700.0)]), Some((1450.0, 695.0)));
     }
 }
