@@ -214,7 +214,7 @@ __device__ __forceinline__ void consume(uint32_t shared, const Problem& p) {
                 windows.wait_full();
                 multiply<V>(acc, stages, parameters, unit, end, lane);
                 subtract_zero_points<V>(acc, windows.data(), parameters, unit, end, lane);
-                if (lane.thread % 32 == 0) barrier_arrive(windows.empty());
+                barrier_arrive(windows.empty());
                 unit = end;
             }
         }
@@ -239,11 +239,11 @@ __device__ __forceinline__ void run(const CUtensorMap* x, const Problem& p) {
         prefetch_tensor_map(x);
         for (Stages<V> stages(shared); stages.phase == 0; stages.advance()) {
             barrier_init(stages.full(), 1);
-            barrier_init(stages.empty(), 4 * V::kMultipliers * V::kCluster);
+            barrier_init(stages.empty(), 4 * V::kMultipliers * (32 + V::kCluster - 1));
         }
         for (Windows<V> windows(shared); windows.phase == 0; windows.advance()) {
             barrier_init(windows.full(), 2);  // parameters, group sums
-            barrier_init(windows.empty(), 4 * V::kMultipliers);
+            barrier_init(windows.empty(), 128 * V::kMultipliers);
         }
         barrier_init_fence();
     }

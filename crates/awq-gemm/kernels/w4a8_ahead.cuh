@@ -109,7 +109,7 @@ __device__ __forceinline__ void multiply_ahead(Accumulators<V>& acc, Stages<V>& 
         if (unit % V::kWindowUnits != 0 && unit != s.end_unit) return;
         const int first = max(s.first_unit, (unit - 1) / V::kWindowUnits * V::kWindowUnits);
         subtract_zero_points<V>(acc, windows.data(), windows.data() + parameters, first, unit, lane);
-        if (lane.thread % 32 == 0) barrier_arrive(windows.empty());
+        barrier_arrive(windows.empty());
         windows.advance();
         // Again, so that what the next unit begins with needs no registers above.
         load(stages.data() + codes_in_stage, scales);

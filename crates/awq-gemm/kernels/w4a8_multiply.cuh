@@ -80,14 +80,14 @@ __device__ __forceinline__ void promote(float* sum, float (&part)[V::kChainValue
     }
 }
 
-// Hands a stage back to every block that loads into it.
+// Hands a stage back to every block that loads into it. All lanes tell their own block, whose codes they have read: a warp's 32 arrivals
+// cost no more than one's, and compute-sanitizer's racecheck follows a barrier by the threads that arrive.
 template <class V>
 __device__ __forceinline__ void release_stage(uint32_t empty, const Lane& lane) {
-    const uint32_t warp_lane = lane.thread % 32;
-    if constexpr (V::kCluster == 1) {
-        if (warp_lane == 0) barrier_arrive(empty);
-    } else {
-        if (warp_lane < V::kCluster) barrier_arrive_remote(empty, warp_lane);
+    barrier_arrive(empty);
+    if constexpr (V::kCluster > 1) {
+        const uint32_t warp_lane = lane.thread % 32;
+        if (warp_lane < V::kCluster && warp_lane != cluster_rank<V>()) barrier_arrive_remote(empty, warp_lane);
     }
 }
 
