@@ -68,8 +68,9 @@ __device__ __forceinline__ void prefetch_queries(const DecodeArgs& args, const C
 // The copying warp: takes tiles one after the other, notes them for the consumers, copies their pages. It runs ahead of them as
 // far as the ring has room, so that the next tile's first pages are there when the last one's output goes out.
 //
-// A block begins with the tile of its own number; those behind the grid's are handed out by a counter. The last block to find
-// none left sets both counters back to zero.
+// Tiles go from the latest tokens, which see most pages, to the first, all heads of a place in turn: so the last ones to be
+// taken are short, and blocks end together. A block begins with the tile of its own number; those behind the grid's are
+// handed out by a counter. The last block to find none left sets both counters back to zero.
 template <class Tile>
 __device__ __forceinline__ void copy_tiles(const DecodeArgs& args, typename Tile::Shared& shared) {
     const uint32_t lane = threadIdx.x % 32;
@@ -89,18 +90,23 @@ __device__ __forceinline__ void copy_tiles(const DecodeArgs& args, typename Tile
     };
     uint32_t tile = blockIdx.x;
     while (tile < tiles) {
-        uint32_t next = 0;
-        if (lane == 0) next = gridDim.x + atomicAdd(taken, 1);
-        // Head by head, which keeps its pages in the L2, and the latest tokens first: they take longest.
-        const uint32_t head = tile / slots;
-        uint32_t sequence;
-        const Chunk chunk = find_chunk<Tile::rows>(args, slots - 1 - tile % slots, sequence);
-        if (chunk.row < chunk.rows) {
-            const PageRange pages = chunk.pages(args, chunk.row, min(chunk.row + Tile::rows, chunk.rows) - 1);
-            note({chunk.context_len, chunk.query_start, chunk.query_len, chunk.row, static_cast<int>(head), pages.begin, pages.end, 0});
+        uint32_t next = 0, sequence;
+        const auto take = [&] {
+            if (lane == 0) next = gridDim.x + atomicAdd(taken, 1);
+        };
+        const int head = tile % args.kv_heads;
+        const Chunk chunk = find_chunk<Tile::rows>(args, slots - 1 - tile / args.kv_heads, sequence);
+        const bool empty = chunk.row >= chunk.rows;
+        const PageRange pages = empty ? PageRange{0, 0} : chunk.pages(args, chunk.row, min(chunk.row + Tile::rows, chunk.rows) - 1);
+        // As late as can be: what a block has taken no other can. Pages in the ring hide how long the counter takes to answer.
+        const bool brief = pages.end - pages.begin <= Tile::stages;
+        if (brief) take();
+        if (!empty) {
+            note({chunk.context_len, chunk.query_start, chunk.query_len, chunk.row, head, pages.begin, pages.end, 0});
             prefetch_queries<Tile>(args, chunk, head);
             copy_pages<Tile>(args, shared, sequence, head, pages, at);
         }
+        if (!brief) take();
         tile = __shfl_sync(~0u, next, 0);
     }
     note({});

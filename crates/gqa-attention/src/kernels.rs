@@ -126,8 +126,8 @@ macro_rules! prefill_variants {
 }
 
 static PREFILL_VARIANTS: [PrefillVariant; 4] = prefill_variants![
-    "e4m3" 64 4 168448
-    "e4m3" 128 3 229376
+    "e4m3" 64 4 152064
+    "e4m3" 128 3 224768
     "bf16" 64 4 156288
     "bf16" 128 3 201216
 ];
