@@ -54,7 +54,7 @@ fn run<B: Backend>(model: Model<B>, texts: &[Vec<u32>], generated: usize) -> Run
     let params = sampling::Params::default();
     let pages: Vec<Vec<u32>> = (0..texts.len() as u32).map(|i| (0..4).map(|p| p * 8 + i).collect()).collect();
     let mut done = vec![0; texts.len()];
-    let longest = PROMPTS.iter().max().unwrap();
+    let longest = PROMPTS[..texts.len()].iter().max().unwrap();
     for _ in 0..longest.div_ceil(CHUNK) {
         // A prompt that is through waits for the others: only the last chunk's logits count.
         let mut sequences = Vec::new();
@@ -94,7 +94,8 @@ fn run<B: Backend>(model: Model<B>, texts: &[Vec<u32>], generated: usize) -> Run
 
 fn texts(vocab_size: u64, generated: usize) -> Vec<Vec<u32>> {
     let mut rng = op_test::Rng::new(7);
-    PROMPTS
+    let count = if op_test::sanitized() { 3 } else { PROMPTS.len() };
+    PROMPTS[..count]
         .iter()
         .map(|prompt| (0..prompt + generated).map(|_| (rng.bits() % vocab_size) as u32).collect())
         .collect()
