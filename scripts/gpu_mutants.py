@@ -71,6 +71,9 @@ def pack(*chosen):
     ARCHIVE.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, tarfile.open(ARCHIVE, "w:gz") as archive:
         shutil.copytree(ROOT, tree, ignore=lambda _, names: {name for name in names if name in ("target", "dist") or name[0] == "."})
+        # The build refuses kernels that spill registers; a broken one may.
+        build = tree / "crates/nvcc-build/src/lib.rs"
+        build.write_text(build.read_text().replace("bytes > allowed &&", "bytes > u64::MAX - allowed &&"))
         for name, crate, file, old, new in MUTANTS:
             if chosen and crate not in chosen and name not in chosen:
                 continue
