@@ -56,8 +56,7 @@ MUTANTS = [
      "const int token = min(first + i * kRows + 1, p.tokens - 1);"),
     ("decode-forgets-to-rescale", "gqa-attention", "decode_warp.cuh",
      "decay = exp2_approx(reference[j][e] - next);", "decay = 1.0f;"),
-    ("decode-skips-a-page", "gqa-attention", "decode.cuh", "state.template add_values<false>(tile, weights, 0, 0);",
-     "if (left != 2) state.template add_values<false>(tile, weights, 0, 0);"),
+    ("decode-skips-a-page", "gqa-attention", "decode.cuh", "            state.add_page(", "            if (left != 2) state.add_page("),
     ("prefill-sees-the-next-token", "gqa-attention", "prefill.cuh", "if (token > position[r] ||", "if (token > position[r] + 1 ||"),
 ]
 

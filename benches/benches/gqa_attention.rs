@@ -29,6 +29,10 @@ fn main() -> ExitCode {
         Ok(suite) => suite,
         Err(code) => return code,
     };
+    println!(
+        "Launches of a replay overlap, as in a captured step (programmatic dependent launch): decode loads pages of its settled \
+         batch while the launch before it ends."
+    );
     for ((model, shape), decode, _) in SHAPES {
         let equal = |&[sequences, context_len]: &[usize; 2]| {
             (format!("{sequences} x {context_len}"), Batch::equal(sequences, context_len, 1))

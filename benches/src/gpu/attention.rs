@@ -180,7 +180,9 @@ impl<T: Page + 'static> Attending<T> {
     fn new(bench: &Bench, shape: AttentionShape, batch: &Batch, copies: usize) -> Result<Self> {
         let stream = bench.gpu().stream();
         let layout = KvLayout::new(shape.kv_heads, shape.head_dim)?;
-        let attention = Attention::new(shape, AttentionOptions::default())?;
+        // As in a step: what is older than the kernel before may be loaded while that runs.
+        let options = AttentionOptions { settled: true, ..AttentionOptions::default() };
+        let attention = Attention::new(shape, options)?;
         let tokens = batch.context_lens.len() * batch.queries;
         let on_device = DeviceBatch::new(bench, batch)?;
         let pool = |seed| pool(bench, layout, on_device.pages, seed as u64);

@@ -24,16 +24,23 @@
 //     warps                          S = K.Q -> P, transposed in registers -> O += V.P
 //
 //   join      What the warps of a worker hold of an item is joined by the worker, if its piece covers the item. Other pieces leave
-//             (O, reference, sum): the block joins what its workers hold of an item, the last block to finish an item
-//             joins what the blocks left in the workspace, and resets their counter (decode_join.cuh). The split, and
-//             with it the last bits of the output, depends on the whole batch; for one batch every launch gives the
-//             same bits.
+//             (O, reference, sum): the block joins what its workers hold of an item, and hands its part to the block where the
+//             item ends (decode_join.cuh). The split, and with it the last bits of the output, depends on the whole
+//             batch; for one batch every launch gives the same bits.
+//
+//   start     Where the caller says that the batch is settled, the line is summed and pages are loaded while the kernel before still
+//             runs; only pages with new tokens, and queries, wait for it.
 //
 //   numbers   Q in f16 under a power of two (exact but for what is 2^-30 of the largest), or bf16; P in f16 or bf16; all sums in
 //             f32. A column's reference follows its maximum only when that has grown by 2^slack: P has room for it.
+//
+//   wide      Groups of 17 to 32 heads of 64 dims over e4m3 are arithmetic's, not memory's: for them four warps multiply
+//             as one (decode_group.cuh).
 #pragma once
 #include <cstdint>
+#include <type_traits>
 
+#include "decode_group.cuh"
 #include "decode_join.cuh"
 #include "decode_load.cuh"
 #include "decode_plan.cuh"
@@ -44,17 +51,12 @@ namespace peregrine {
 
 template <class Tile>
 __device__ __forceinline__ void consume(const DecodeArgs& args, typename Tile::Shared& shared, uint32_t worker) {
-    using Element = typename Tile::Element;
-    constexpr int row_blocks = Tile::row_blocks, column_blocks = Tile::column_blocks;
     typename Tile::Worker& my = shared.block.worker[worker];
     const int thread = threadIdx.x % 128;
-    WarpState<Tile> state(thread);
-    const int lane = state.lane;
-    // A lane's share of load_matrices: the chunk of 16 bytes and the row of its address.
+    std::conditional_t<Tile::warpgroup, GroupState<Tile>, WarpState<Tile>> state(thread);
     const uint32_t ring = shared_address(shared.ring[worker]);
-    const uint32_t keys = ring + state.first_token * 16 + lane / 16 * (16 * page_tokens) + lane % 16 * 16;
-    const uint32_t values = ring + Tile::tile_bytes + state.first_token * (Tile::head_dim * Element::bytes) +
-                            (Tile::fp8 ? lane * 16 : lane / 16 * (16 * Tile::head_dim) + lane % 16 * 16);
+    const uint32_t keys = state.keys_of(ring);
+    const uint32_t values = state.values_of(ring + Tile::tile_bytes);
     const uint32_t full = shared_address(shared.full[worker]), empty = shared_address(shared.empty[worker]);
     const uint32_t item_full = shared_address(shared.item_full[worker]), item_empty = shared_address(shared.item_empty[worker]);
     uint32_t slot = 0, parity = 0, item_slot = 0, item_parity = 0;
@@ -66,7 +68,7 @@ __device__ __forceinline__ void consume(const DecodeArgs& args, typename Tile::S
         if (piece.begin == piece.end) break;
         const float value_scale = args.v_scale ? args.v_scale[piece.head] : 1.0f;
         const float key_scale = args.k_scale ? args.k_scale[piece.head] : 1.0f;
-        const float query_scale = load_queries<Tile>(args, piece, state.first_column, lane, state.query);
+        const float query_scale = state.load_queries(args, piece, my.queries[item_slot]);
         // Not 0: a masked -inf would become NaN.
         state.scale = fmaxf(args.softmax_scale * log2_e * key_scale * query_scale, 1e-30f);
         state.clear();
@@ -77,21 +79,10 @@ __device__ __forceinline__ void consume(const DecodeArgs& args, typename Tile::S
         int position = (piece.first_page + piece.begin - piece.item) * page_tokens;
 
         for (int left = piece.end - piece.begin; left > 0; --left, position += page_tokens) {
-            float s[row_blocks][column_blocks][4];
             barrier_wait(full + 8 * slot, parity);
-            state.scores(keys + slot * Tile::page_bytes, s);
-            if (args.alibi_slopes) state.add_alibi(args, piece, position, s);
-            if (position < all_low || position + page_tokens > all_high) state.mask(args, piece, position, s);
-            state.follow(s);
-            uint32_t weights[row_blocks][column_blocks][2];
-            state.weigh(s, weights);
-            const uint32_t tile = values + slot * Tile::page_bytes;
-            if (position < any_low || position + page_tokens > any_high)
-                state.template add_values<true>(tile, weights, any_low - position, any_high - position);
-            else
-                state.template add_values<false>(tile, weights, 0, 0);
-            __syncwarp();
-            if (lane == 0) barrier_arrive(empty + 8 * slot);
+            state.add_page(args, piece, position, keys + slot * state.page_step, values + slot * Tile::page_bytes, all_low, all_high,
+                           any_low, any_high);
+            barrier_arrive(empty + 8 * slot);  // all threads: as cheap as one, and sanitizers follow it
             if (++slot == Tile::stages) slot = 0, parity ^= 1;
         }
 
@@ -100,12 +91,13 @@ __device__ __forceinline__ void consume(const DecodeArgs& args, typename Tile::S
         state.store(my.partial[state.token_warp], value_scale);
         const bool complete = piece.end - piece.begin == piece.tiles;
         if (complete || !last) {
-            // A first piece that others follow goes to the workspace; a last one stays in shared memory.
-            float* rows = complete ? nullptr
-                                   : args.partials + static_cast<uint64_t>(2 * gridDim.x + blockIdx.x * Tile::workers + worker) *
-                                                         Tile::partial_floats;
+            // A first piece that others follow is put aside; the warps' parts of a last one stay where they are.
+            float* rows = complete                ? nullptr
+                          : Tile::first_in_shared ? my.first
+                                                  : args.first_pieces + static_cast<uint64_t>(blockIdx.x * Tile::workers + worker) *
+                                                                           Tile::partial_floats;
             named_barrier_sync(1 + worker, 128);
-            join<Tile, Tile::token_warps>(args, piece, [&](int i) { return my.partial[i]; }, Tile::token_warps, rows, thread, 128);
+            join<Tile, Tile::template turn<128>, false>(args, piece, [&](int i) { return my.partial[i]; }, Tile::token_warps, Exchange{}, rows, thread, 128);
             if (!complete && thread == 0) {
                 shared.block.piece[2 * worker] = piece;
                 shared.block.partial[worker * Tile::slots] = rows;
@@ -131,27 +123,26 @@ __device__ __forceinline__ void decode(const DecodeArgs& args) {
 #pragma unroll
             for (int i = 0; i < Tile::stages; ++i) {
                 barrier_init(&shared.full[w][i], 1);
-                barrier_init(&shared.empty[w][i], 4);
+                barrier_init(&shared.empty[w][i], 128);
             }
 #pragma unroll
             for (int i = 0; i < Tile::items_ahead; ++i) {
                 barrier_init(&shared.item_full[w][i], 1);
                 barrier_init(&shared.item_empty[w][i], 128);
             }
+            if (w == 0) barrier_init(&shared.block.done, Tile::workers * 128);
             barrier_init_fence();
         }
     if (threadIdx.x < 2 * Tile::workers) shared.block.piece[threadIdx.x].begin = shared.block.piece[threadIdx.x].end = 0;
     if (threadIdx.x < Tile::workers * Tile::slots) shared.block.partial[threadIdx.x] = nullptr;
     __syncthreads();
-    grid_wait_predecessor();
-    grid_release_successor();
     const bool loads = threadIdx.x >= Tile::workers * 128;
     const uint32_t worker = warp_uniform(loads ? (threadIdx.x - Tile::workers * 128) / 32 : threadIdx.x / 128);
     if (loads) {
-        if constexpr (Tile::workers == 4) registers_shrink<64>();  // four loading warps: a whole warpgroup
         produce<Tile>(args, shared, worker);
     } else {
-        if constexpr (Tile::workers == 4) registers_grow<104>();
+        grid_wait_predecessor();
+        grid_release_successor();
         consume<Tile>(args, shared, worker);
         finish<Tile>(args, shared.block);
     }

@@ -1,5 +1,8 @@
-// Partial results (O, maximum, sum) of the pieces of an item become its output, always in the order of the line, so that a
-// launch repeats itself bit for bit.
+// Partial results (O, reference, sum) of the pieces of an item become its output, always in the same order, so that a launch repeats
+// itself bit for bit.
+//
+// Blocks hand parts over by the words themselves: where `absent` stands no part has come, and whoever takes one puts it back. That
+// is one way through the memory, in which kilobytes of pages are queued up, where a counter behind a fence is three.
 #pragma once
 #include <cstdint>
 
@@ -10,149 +13,230 @@
 
 namespace peregrine {
 
-// Several partial results of four dims of one column, as a weighted sum under their common maximum.
+// Stands in the workspace where no record has come. No result has these bits: the NaN of arithmetic is 0x7fffffff.
+constexpr uint32_t absent = 0xffffffffu;
+
+// What a block exchanges with others of an item that they share. Blocks of the item are counted from 0, in groups; the last of a
+// group takes the parts of its group, the last of all takes those of the groups before and of its own:
+//
+//     0 --.   4 --.   8 --.       groups of 4 (or 12):  3 and 7 join and leave a part, 9 joins and writes the output
+//     1 --|   5 --|       |
+//     2 --|   6 --|       |       So a part goes two ways at the most, no block reads many, and everyone waits for earlier blocks
+//     3 --'---7 --'-------9       only, which have started: somebody can always go on.
+struct Exchange {
+    float* parts = nullptr;                // of the item's block 0
+    uint32_t own = 0, group = 1;
+    int groups = 0, count = 0;             // parts to take: of groups, in all
+    bool leaves = false;                   // a part, and no output
+
+    __device__ __forceinline__ Exchange() {}
+    __device__ __forceinline__ Exchange(float* parts, uint32_t own, uint32_t last) : parts(parts), own(own), leaves(own != last) {
+        group = last < 24 ? 24 : 12;
+        groups = leaves ? 0 : own / group;
+        count = groups + (leaves && own % group != group - 1 ? 0 : own % group);
+    }
+    // The block whose part is the i-th.
+    __device__ __forceinline__ uint32_t block(int i) const { return i < groups ? i * group + group - 1 : own / group * group + i - groups; }
+};
+
+// A weighted sum, under their common maximum, of partial results of four dims of one column.
 struct Joined {
     float top = no_reference, sum = 0.0f;
     float4 o = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 
-    // Partial results first, first + stride, ... below count, `batch` of them read at a time. rows(i) is where result i lies, or
-    // null; the first is there. No branches: absent ones are read where the first lies and weigh nothing.
-    template <class Tile, int batch, class Rows>
-    __device__ __forceinline__ void add(const Rows& rows, int offset, int tail_offset, int first, int stride, int count) {
-        const float* const some = rows(0);
-#pragma unroll 1
-        for (int base = first; base < count; base += batch * stride) {
-            float4 value[batch];
-            float2 tail[batch];
-            float next = top;
+    template <int count>
+    __device__ __forceinline__ void add(const float4 (&value)[count], const float2 (&tail)[count]) {
+        float next = top;
 #pragma unroll
-            for (int part = 0; part < batch; ++part) {
-                const int index = base + part * stride;
-                const float* row = rows(min(index, count - 1));
-                const bool there = index < count && row != nullptr;
-                row = there ? row : some;
-                value[part] = *reinterpret_cast<const float4*>(row + offset);
-                tail[part] = *reinterpret_cast<const float2*>(row + tail_offset);
-                if (!there) tail[part].x = minus_infinity;
-            }
+        for (int i = 0; i < count; ++i) next = fmaxf(next, tail[i].x);
+        const float decay = exp2_approx(top - next);
+        top = next;
+        sum *= decay, o.x *= decay, o.y *= decay, o.z *= decay, o.w *= decay;
 #pragma unroll
-            for (int part = 0; part < batch; ++part) next = fmaxf(next, tail[part].x);
-            const float decay = exp2_approx(top - next);
-            top = next;
-            sum *= decay, o.x *= decay, o.y *= decay, o.z *= decay, o.w *= decay;
-#pragma unroll
-            for (int part = 0; part < batch; ++part) {
-                const float weight = exp2_approx(tail[part].x - next);
-                sum += weight * tail[part].y;
-                o.x += weight * value[part].x, o.y += weight * value[part].y;
-                o.z += weight * value[part].z, o.w += weight * value[part].w;
-            }
+        for (int i = 0; i < count; ++i) {
+            const float weight = exp2_approx(tail[i].x - next);
+            sum += weight * tail[i].y;
+            o.x += weight * value[i].x, o.y += weight * value[i].y;
+            o.z += weight * value[i].z, o.w += weight * value[i].w;
         }
-    }
-
-    // With what the lane at distance `lane` has.
-    __device__ __forceinline__ void add_lane(int lane) {
-        const float other = __shfl_xor_sync(~0u, top, lane), next = fmaxf(top, other);
-        const float mine = exp2_approx(top - next), theirs = exp2_approx(other - next);
-        const auto both = [&](float x) { return x * mine + __shfl_xor_sync(~0u, x, lane) * theirs; };
-        top = next, sum = both(sum), o.x = both(o.x), o.y = both(o.y), o.z = both(o.z), o.w = both(o.w);
     }
 };
 
-// Joins `count` partial results of a piece's item, four dims of a column to a thread, into `partial` or, where that is null,
-// into the output. rows(i) is where partial result i lies. All threads of the warps that take part call it.
-template <class Tile, int batch, class Rows>
+// A record of a part in the workspace: two times 16 bytes, o, then top and sum. The 128 bits of each are written and read as one
+// word, so that its first float tells for all.
+struct alignas(16) Half {
+    float x, y, z, w;
+    __device__ __forceinline__ bool has_come() const { return __float_as_uint(x) != absent; }
+};
+__device__ __forceinline__ void store_half(float* to, const Half& half) {
+    asm volatile(
+        "{\n .reg .b64 a, b;\n .reg .b128 v;\n mov.b64 a, {%1,%2};\n mov.b64 b, {%3,%4};\n mov.b128 v, {a,b};\n"
+        " st.relaxed.gpu.global.b128 [%0], v;\n}" ::"l"(to),
+        "f"(half.x), "f"(half.y), "f"(half.z), "f"(half.w)
+        : "memory");
+}
+__device__ __forceinline__ Half load_half(const float* from) {
+    Half half;
+    asm volatile(
+        "{\n .reg .b64 a, b;\n .reg .b128 v;\n ld.relaxed.gpu.global.b128 v, [%4];\n mov.b128 {a,b}, v;\n"
+        " mov.b64 {%0,%1}, a;\n mov.b64 {%2,%3}, b;\n}"
+        : "=f"(half.x), "=f"(half.y), "=f"(half.z), "=f"(half.w)
+        : "l"(from)
+        : "memory");
+    return half;
+}
+
+// Joins `count` partial results of a piece's item, four dims of a column at a time, and the parts of other blocks: into `partial`, or
+// this block's part, or, where neither is wanted, into the output. rows(i) is where partial result i lies, or null; the first is there.
+// turn: quads of four dims that a thread takes at a time.
+template <class Tile, int turn, bool exchange, class Rows>
 __device__ __forceinline__ void join(const DecodeArgs& args, const typename Tile::Piece& piece, const Rows& rows, int count,
-                                     float* partial, int thread, int threads) {
-    constexpr int row_quads = Tile::head_dim / 4;
+                                     const Exchange& others, float* partial, int thread, int threads) {
+    constexpr int row_quads = Tile::head_dim / 4, batch = 8 / turn;  // results of a quad at a time
     const int columns =
         min(piece.query_len * static_cast<int>(args.group_size) - static_cast<int>(piece.column_tile) * Tile::columns, Tile::columns);
-    // Threads to spare take turns at the partial results: `ways` neighbouring lanes share four dims.
-    const int quads = columns * row_quads, ways = count == 1 || 2 * quads > threads ? 1 : 4 * quads > threads ? 2 : 4;
+    const int quads = columns * row_quads;
+    const float* const some = rows(0);
 #pragma unroll 1
-    for (int base = 0; base < quads; base += threads / ways) {
-        const int i = base + thread / ways, n = i / row_quads, d = i % row_quads * 4;
-        Joined joined;
-        if (i < quads) joined.add<Tile, batch>(rows, n * Tile::row + d, n * Tile::row + Tile::head_dim, thread % ways, ways, count);
-        for (int lane = 1; lane < ways; lane *= 2) joined.add_lane(lane);
-        if (i >= quads || thread % ways) continue;
-        const float4 o = joined.o;
-        if (partial) {
-            *reinterpret_cast<float4*>(partial + n * Tile::row + d) = o;
-            if (d == 0) *reinterpret_cast<float2*>(partial + n * Tile::row + Tile::head_dim) = make_float2(joined.top, joined.sum);
-            continue;
+    for (int base = thread; base < quads; base += turn * threads) {
+        Joined joined[turn];
+        int offset[turn], tail_offset[turn];
+#pragma unroll
+        for (int k = 0; k < turn; ++k) {
+            const int i = min(base + k * threads, quads - 1), n = i / row_quads, d = i % row_quads * 4;
+            offset[k] = n * Tile::row + d, tail_offset[k] = n * Tile::row + Tile::head_dim;
         }
-        const int column = piece.column_tile * Tile::columns + n, token = token_of(args, piece.query_len, column);
-        const int head = (piece.head - token) * args.group_size + column;
-        const uint64_t row = static_cast<uint64_t>(piece.query_start + token) * (args.kv_heads * args.group_size) + head;
-        const float norm = joined.sum > 0.0f ? __fdividef(1.0f, joined.sum) : 0.0f;
-        *reinterpret_cast<uint2*>(args.output + row * Tile::head_dim + d) =
-            make_uint2(bf16x2_from_f32(o.x * norm, o.y * norm), bf16x2_from_f32(o.z * norm, o.w * norm));
-        if (args.lse && d == 0) {
-            // Biases were counted from the query's own; the definition counts from nothing.
-            const int position = piece.context_len - piece.query_len + token;
-            const float shift = args.alibi_slopes ? args.softmax_scale * alibi_bias(args.alibi_slopes[head], position) : 0.0f;
-            args.lse[row] =
-                joined.sum > 0.0f ? (joined.top + log2f(joined.sum) - Tile::Element::shift) * ln_2 + shift : minus_infinity;
+#pragma unroll 1
+        for (int first = 0; first < count; first += batch) {
+            // No branches, so that the reads go out together: absent ones are read where the first lies, and weigh nothing.
+            float4 value[turn][batch];
+            float2 tail[turn][batch];
+#pragma unroll
+            for (int part = 0; part < batch; ++part) {
+                const float* row = rows(min(first + part, count - 1));
+                const bool there = first + part < count && row != nullptr;
+                row = there ? row : some;
+#pragma unroll
+                for (int k = 0; k < turn; ++k) {
+                    value[k][part] = *reinterpret_cast<const float4*>(row + offset[k]);
+                    tail[k][part] = *reinterpret_cast<const float2*>(row + tail_offset[k]);
+                    if (!there) tail[k][part].x = minus_infinity;
+                }
+            }
+#pragma unroll
+            for (int k = 0; k < turn; ++k) joined[k].add(value[k], tail[k]);
+        }
+        if constexpr (exchange) {
+#pragma unroll 1
+            for (int first = 0; first < others.count; first += batch) {
+                Half o[turn][batch], rest[turn][batch];
+                const auto record = [&](int k, int part) {
+                    return others.parts + static_cast<uint64_t>(others.block(first + part)) * Tile::part_floats + (base + k * threads) * 8;
+                };
+                const auto wanted = [&](int k, int part) { return base + k * threads < quads && first + part < others.count; };
+#pragma unroll
+                for (int k = 0; k < turn; ++k)
+#pragma unroll
+                    for (int part = 0; part < batch; ++part) {
+                        o[k][part] = {}, rest[k][part] = {minus_infinity};
+                    }
+                // All that have not come are looked at together.
+                for (bool waits = true; waits;) {
+                    waits = false;
+#pragma unroll
+                    for (int k = 0; k < turn; ++k)
+#pragma unroll
+                        for (int part = 0; part < batch; ++part)
+                            if (wanted(k, part))
+                                o[k][part] = load_half(record(k, part)), rest[k][part] = load_half(record(k, part) + 4);
+#pragma unroll
+                    for (int k = 0; k < turn; ++k)
+#pragma unroll
+                        for (int part = 0; part < batch; ++part) waits |= !o[k][part].has_come() || !rest[k][part].has_come();
+                }
+#pragma unroll
+                for (int k = 0; k < turn; ++k) {
+                    float4 value[batch];
+                    float2 tail[batch];
+#pragma unroll
+                    for (int part = 0; part < batch; ++part) {
+                        value[part] = make_float4(o[k][part].x, o[k][part].y, o[k][part].z, o[k][part].w);
+                        tail[part] = make_float2(rest[k][part].x, rest[k][part].y);
+                        if (!wanted(k, part)) continue;
+                        const uint4 nothing = make_uint4(absent, absent, absent, absent);
+                        uint4* taken = reinterpret_cast<uint4*>(record(k, part));
+                        taken[0] = nothing, taken[1] = nothing;
+                    }
+                    joined[k].add(value, tail);
+                }
+            }
+        }
+#pragma unroll
+        for (int k = 0; k < turn; ++k) {
+            const int i = base + k * threads, n = i / row_quads, d = i % row_quads * 4;
+            if (i >= quads) break;
+            const float4 o = joined[k].o;
+            const float top = joined[k].top, sum = joined[k].sum;
+            if (partial) {
+                *reinterpret_cast<float4*>(partial + n * Tile::row + d) = o;
+                if (d == 0) *reinterpret_cast<float2*>(partial + n * Tile::row + Tile::head_dim) = make_float2(top, sum);
+                continue;
+            }
+            if (exchange && others.leaves) {
+                float* const record = others.parts + static_cast<uint64_t>(others.own) * Tile::part_floats + i * 8;
+                store_half(record, {o.x, o.y, o.z, o.w});
+                store_half(record + 4, {top, sum, 0.0f, 0.0f});
+                continue;
+            }
+            const int column = piece.column_tile * Tile::columns + n, token = token_of(args, piece.query_len, column);
+            const int head = (piece.head - token) * args.group_size + column;
+            const uint64_t row = static_cast<uint64_t>(piece.query_start + token) * (args.kv_heads * args.group_size) + head;
+            const float norm = sum > 0.0f ? __fdividef(1.0f, sum) : 0.0f;
+            *reinterpret_cast<uint2*>(args.output + row * Tile::head_dim + d) =
+                make_uint2(bf16x2_from_f32(o.x * norm, o.y * norm), bf16x2_from_f32(o.z * norm, o.w * norm));
+            if (args.lse && d == 0) {
+                // Biases were counted from the query's own; the definition counts from nothing.
+                const int position = piece.context_len - piece.query_len + token;
+                const float shift = args.alibi_slopes ? args.softmax_scale * alibi_bias(args.alibi_slopes[head], position) : 0.0f;
+                args.lse[row] = sum > 0.0f ? (top + log2f(sum) - Tile::shift) * ln_2 + shift : minus_infinity;
+            }
         }
     }
 }
 
-// Joins the pieces that the block's workers left, item by item. An item that other blocks hold parts of (at most two: the
-// block's first and its last) goes to the workspace, and the block that finishes it last joins the blocks' parts.
+// Joins the pieces that the block's workers left, item by item, and exchanges parts of items that other blocks share.
 template <class Tile>
 __device__ __forceinline__ void finish(const DecodeArgs& args, typename Tile::Block& block) {
-    constexpr int threads = Tile::workers * 128, barrier = 1 + Tile::workers, pieces = 2 * Tile::workers;
+    constexpr int threads = Tile::workers * 128, pieces = 2 * Tile::workers;
     const int lane = threadIdx.x % 32;
-    named_barrier_sync(barrier, threads);
+    // An mbarrier, since the loading warps have ended; and sanitizers follow it.
+    barrier_arrive(&block.done);
+    barrier_wait(&block.done, 0);
     // Pieces in order: a bit for each that is there, and for each that starts another item than the piece before it.
     const bool there = lane < pieces && block.piece[lane].begin != block.piece[lane].end;
     const uint32_t present = __ballot_sync(~0u, there), earlier = present & ((1u << lane) - 1);
     const uint32_t starts =
         __ballot_sync(~0u, there && (!earlier || block.piece[31 - __clz(earlier)].item != block.piece[lane].item));
-    // First piece of the item that began in an earlier block, and of the one that a later block ends.
-    int open_before = -1, open_after = -1;
     const bool alone = __popc(starts) == 1;
+    uint32_t here = present;
+    // The last first: what others wait for is never behind a wait.
 #pragma unroll 1
-    for (uint32_t left = starts; left; left &= left - 1) {
-        const int first = __ffs(left) - 1;
-        const uint32_t later = left & (left - 1), here = present & (later ? (later & -later) - 1 : ~0u);
-        const int final = 31 - __clz(here);
-        const typename Tile::Piece& piece = block.piece[first];
-        const bool begins = piece.begin == piece.item;
-        const bool whole = begins && block.piece[final].end == piece.item + piece.tiles;
-        if (!whole) (begins ? open_after : open_before) = first;
+    for (uint32_t left = starts; left;) {
+        const int first = 31 - __clz(left), final = 31 - __clz(here);
+        left ^= 1u << first, here &= (1u << first) - 1;
         if (!alone && threadIdx.x / 128 != first / 2) continue;  // several items: a worker's warps each
-        float* partial = whole ? nullptr : args.partials + static_cast<uint64_t>(2 * blockIdx.x + begins) * Tile::partial_floats;
+        const typename Tile::Piece& piece = block.piece[first];
+        Exchange others;
+        if (piece.begin != piece.item || block.piece[final].end != piece.item + piece.tiles)
+            others = Exchange(args.parts + static_cast<uint64_t>(piece.first_block) * Tile::part_floats, blockIdx.x - piece.first_block,
+                              piece.last_block - piece.first_block);
         const int from = first / 2 * Tile::slots + first % 2, to = final / 2 * Tile::slots + (final % 2 ? Tile::slots : 1);
         const float* const* list = block.partial + from;
-        join<Tile, 8>(args, piece, [&](int part) { return list[part]; }, to - from, partial,
-                      alone ? threadIdx.x : threadIdx.x % 128, alone ? threads : 128);
-    }
-    if (open_before < 0 && open_after < 0) return;
-    named_barrier_sync(barrier, threads);
-    if (threadIdx.x == 0 || threadIdx.x == 32) {
-        const int begins = threadIdx.x / 32, first = begins ? open_after : open_before;
-        uint32_t parts = 0;
-        if (first >= 0) {
-            const uint32_t first_block = block.piece[first].first_block, others = block.piece[first].last_block - first_block;
-            // After the barrier: the whole block's stores come before the count.
-            if (flag_add_acq_rel(&args.finished[first_block], 1) == others) {
-                args.finished[first_block] = 0;
-                parts = others + 1;
-            }
-        }
-        block.parts[begins] = parts;
-    }
-    named_barrier_sync(barrier, threads);
-#pragma unroll 1
-    for (int begins = 0; begins < 2; ++begins) {
-        if (block.parts[begins] == 0) continue;
-        const typename Tile::Piece& piece = block.piece[begins ? open_after : open_before];
-        const float* parts = args.partials + static_cast<uint64_t>(2 * piece.first_block) * Tile::partial_floats;
-        // A block's part of the item that began before it is its first; the block where it began left it as its second.
-        const auto rows = [&](int part) { return parts + static_cast<uint64_t>(2 * part + (part == 0)) * Tile::partial_floats; };
-        join<Tile, 10>(args, piece, rows, block.parts[begins], nullptr, threadIdx.x, threads);
+        const auto rows = [&](int part) { return list[part]; };
+        if (alone)
+            join<Tile, Tile::template turn<threads>, true>(args, piece, rows, to - from, others, nullptr, threadIdx.x, threads);
+        else
+            join<Tile, Tile::template turn<128>, true>(args, piece, rows, to - from, others, nullptr, threadIdx.x % 128, 128);
     }
 }
 

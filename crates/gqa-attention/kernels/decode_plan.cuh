@@ -23,14 +23,17 @@ struct DecodeArgs {
     const float* alibi_slopes;     // [query_heads], values of bf16; or null
     uint16_t* output;              // bf16, as query
     float* lse;                    // [tokens, query_heads], natural logarithm; or null
-    float* partials;               // workspace: gridDim.x * (2 + workers) * columns * (head_dim + 4)
-    uint32_t* finished;            // [gridDim.x], zero before the first launch; every launch leaves zeros
+    uint32_t* finished;            // [gridDim.x], prefill's counters: zero before the first launch, every launch leaves zeros
+    float* parts;                  // workspace, gridDim.x * columns * head_dim * 2: every launch leaves `absent` (decode_join.cuh)
+    float* first_pieces;           // workspace, gridDim.x * workers * columns * (head_dim + 4)
     uint32_t batch, query_len, kv_heads, group_size;
     uint32_t max_pages;  // row stride of block_table
     uint32_t window;     // a token sees this many last tokens, itself included; 0: all
     float softmax_scale;
+    // Not 0: lengths, tables and all pages before that of a sequence's first query token are older than the kernel before.
+    uint32_t settled;
 };
-static_assert(sizeof(DecodeArgs) == 128);
+static_assert(sizeof(DecodeArgs) == 136);
 
 struct Sequence {
     int context_len, query_start, query_len;

@@ -13,6 +13,24 @@ namespace peregrine {
 // A column's reference before its first token: below any score, and finite, so that differences from it are no NaN.
 constexpr float no_reference = -1e30f;
 
+__device__ __forceinline__ uint32_t f16x2_multiply(uint32_t a, uint32_t b) {
+    uint32_t d;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+    return d;
+}
+__device__ __forceinline__ uint32_t f16x2_fma(uint32_t a, uint32_t b, uint32_t c) {
+    uint32_t d;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
+// Four f16 to four e4m3, round to nearest even, saturating.
+__device__ __forceinline__ uint32_t e4m3x4_from_f16x4(uint32_t low, uint32_t high) {
+    uint16_t a, b;
+    asm("cvt.rn.satfinite.e4m3x2.f16x2 %0, %1;" : "=h"(a) : "r"(low));
+    asm("cvt.rn.satfinite.e4m3x2.f16x2 %0, %1;" : "=h"(b) : "r"(high));
+    return static_cast<uint32_t>(a) | static_cast<uint32_t>(b) << 16;
+}
+
 // Element types of the pages. One load_matrices gives `operands` operands A of 16 x 16; a pair of P's rows becomes its operand B.
 //
 //   e4m3   A word holds four neighbours along the sum, two for each half of a product's 16: so operand B takes elements
@@ -56,12 +74,12 @@ struct Bf16 {
 };
 
 // columns: query tokens x heads of a group, in one pass. workers: groups of four warps to a block. column_warps: of a worker's
-// warps, how many share out the columns; the others share out a page's tokens.
-template <class Element_, int head_dim_, int columns_, int workers_, int column_warps_>
+// warps, how many share out the columns; the others share out a page's tokens. warpgroup: products are those of decode_group.cuh.
+template <class Element_, int head_dim_, int columns_, int workers_, int column_warps_, bool warpgroup_>
 struct DecodeTile {
     using Element = Element_;
     static constexpr int head_dim = head_dim_, columns = columns_, workers = workers_, column_warps = column_warps_;
-    static constexpr bool fp8 = Element::bytes == 1;
+    static constexpr bool fp8 = Element::bytes == 1, warpgroup = warpgroup_;
     static constexpr int tile_bytes = page_tokens * head_dim * Element::bytes, page_bytes = 2 * tile_bytes;
     static constexpr int threads = workers * (128 + 32);
     static constexpr int token_warps = 4 / column_warps;
@@ -71,7 +89,17 @@ struct DecodeTile {
     // A partial result: for each column O, then its reference (about its maximum) and its sum. The padding spreads columns
     // over the banks.
     static constexpr int row = head_dim + 4, partial_floats = columns * row;
-    static constexpr int items_ahead = 4;
+    // P is 2^shift under its reference, and 2^(shift + slack) at the most: 2^14 of f16's 65,504, 2^8.5 of e4m3's 448.
+    static constexpr float shift = warpgroup ? 6.0f : Element::shift, slack = warpgroup ? 2.5f : 6.0f;
+    static constexpr int items_ahead = 2;
+    static constexpr bool queries_ahead = columns <= 32 && columns * head_dim <= 2048;  // by copies, where a sequence has one
+    // What a block leaves of an item that later blocks go on with: records of 8 floats, one for each four dims of a column.
+    static constexpr int part_floats = columns * (head_dim / 4) * 8;
+    // Of a thread that joins with others, so many fours of dims at a time.
+    template <int among>
+    static constexpr int fours = (columns * (head_dim / 4) + among - 1) / among;
+    template <int among>
+    static constexpr int turn = fours<among> > 2 ? 4 : fours<among>;
 
     static_assert(head_dim == 64 || head_dim == 128 || head_dim == 256);
     static_assert(columns % 8 == 0 && columns <= 72 && 4 % column_warps == 0);
@@ -83,10 +111,17 @@ struct DecodeTile {
         uint32_t first_page, head, column_tile;
         uint32_t first_block, last_block;  // that hold tiles of the item
         bool last;                         // of its worker
+        bool queries_ahead;                // lie in shared memory
     };
+    // Where a block's shared memory has no room for first pieces, they go to the workspace.
+    static constexpr bool first_in_shared =
+        workers * ((token_warps + 1) * partial_floats * 4 + (queries_ahead ? items_ahead * columns * head_dim * 2 : 0) +
+                   2 * page_bytes + 512) + 4096 <= shared_memory_limit;
     struct Worker {
+        alignas(16) uint16_t queries[items_ahead][queries_ahead ? columns * head_dim : 8];
         Piece ahead[items_ahead];
         alignas(16) float partial[token_warps][partial_floats];
+        alignas(16) float first[first_in_shared ? partial_floats : 4];
     };
     // Where the partial results of a worker's pieces lie, in the order of the line: a first piece's, and those of its warps for a
     // last one.
@@ -97,7 +132,7 @@ struct DecodeTile {
         const float* partial[workers * slots];   // or null
         alignas(16) Walk<columns> start[workers];
         alignas(16) uint32_t warp_sum[workers];
-        alignas(16) uint32_t parts[2];           // of the items that other blocks share, where this block joins them; or 0
+        alignas(16) uint64_t done;               // all workers' threads
     };
     static constexpr int fit = (shared_memory_limit - static_cast<int>(sizeof(Block)) - 1024) / (workers * page_bytes);
     static constexpr int stages = fit > 8 ? 8 : fit;  // pages in a worker's ring

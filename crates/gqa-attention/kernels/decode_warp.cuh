@@ -2,12 +2,10 @@
 #pragma once
 #include <cstdint>
 
+#include "decode_load.cuh"
 #include "decode_tile.cuh"
 
 namespace peregrine {
-
-// f16 P reaches 2^(shift + slack) = 2^14.
-constexpr float slack = 6.0f;
 
 // Where a warp of a worker stands, and what it carries from page to page of a piece.
 template <class Tile>
@@ -25,6 +23,18 @@ struct WarpState {
         lane = thread % 32, token_warp = warp / Tile::column_warps;
         first_column = warp % Tile::column_warps * (8 * column_blocks), first_token = token_warp * (16 * row_blocks);
     }
+    static constexpr int page_step = Tile::page_bytes;  // of `keys_of`
+    // The lane's address in the first tile of keys, of values, for load_matrices.
+    __device__ __forceinline__ uint32_t keys_of(uint32_t ring) const {
+        return ring + first_token * 16 + lane / 16 * (16 * page_tokens) + lane % 16 * 16;
+    }
+    __device__ __forceinline__ uint32_t values_of(uint32_t tile) const {
+        return tile + first_token * (Tile::head_dim * Element::bytes) +
+               (Tile::fp8 ? lane * 16 : lane / 16 * (16 * Tile::head_dim) + lane % 16 * 16);
+    }
+    __device__ __forceinline__ float load_queries(const DecodeArgs& args, const typename Tile::Piece& piece, const uint16_t* ahead) {
+        return peregrine::load_queries<Tile>(args, piece, ahead, first_column, lane, query);
+    }
     __device__ __forceinline__ void clear() {
 #pragma unroll
         for (int j = 0; j < column_blocks; ++j) {
@@ -41,6 +51,23 @@ struct WarpState {
     __device__ __forceinline__ int column(int j, int i) const { return first_column + 8 * j + 2 * (lane % 4) + i % 2; }
     __device__ __forceinline__ int token(int r, int i) const {
         return first_token + 16 * r + (Tile::fp8 ? 2 * (lane / 4) + i / 2 : lane / 4 + i / 2 * 8);
+    }
+
+    // A page: `keys` and `values` are the lane's addresses in its tiles, tokens all_low .. all_high are seen by every column,
+    // any_low .. any_high by some.
+    __device__ __forceinline__ void add_page(const DecodeArgs& args, const typename Tile::Piece& piece, int position, uint32_t keys,
+                                             uint32_t values, int all_low, int all_high, int any_low, int any_high) {
+        float s[row_blocks][column_blocks][4];
+        scores(keys, s);
+        if (args.alibi_slopes) add_alibi(args, piece, position, s);
+        if (position < all_low || position + page_tokens > all_high) mask(args, piece, position, s);
+        follow(s);
+        uint32_t weights[row_blocks][column_blocks][2];
+        weigh(s, weights);
+        if (position < any_low || position + page_tokens > any_high)
+            add_values<true>(values, weights, any_low - position, any_high - position);
+        else
+            add_values<false>(values, weights, 0, 0);
     }
 
     // S^T of a page, `keys` the lane's address in the tile.
@@ -127,7 +154,7 @@ struct WarpState {
                 top[j][e] = fmaxf(s[0][j][e], s[0][j][e + 2]);
 #pragma unroll
                 for (int r = 1; r < row_blocks; ++r) top[j][e] = fmaxf(top[j][e], fmaxf(s[r][j][e], s[r][j][e + 2]));
-                grown |= fmaf(top[j][e], scale, -reference[j][e]) > slack;
+                grown |= fmaf(top[j][e], scale, -reference[j][e]) > Tile::slack;
             }
         if (!__any_sync(~0u, grown)) return;
 #pragma unroll
@@ -150,7 +177,7 @@ struct WarpState {
                                           uint32_t (&weights)[row_blocks][column_blocks][2]) const {
 #pragma unroll
         for (int j = 0; j < column_blocks; ++j) {
-            const float bias[2] = {Element::shift - reference[j][0], Element::shift - reference[j][1]};
+            const float bias[2] = {Tile::shift - reference[j][0], Tile::shift - reference[j][1]};
 #pragma unroll
             for (int r = 0; r < row_blocks; ++r) {
                 float p[4];

@@ -32,6 +32,10 @@ pub struct AttentionOptions {
     /// ALiBi: the slope of each query head, f32 `[query_heads]`. [`device::alibi_bias`] of a key's position is added
     /// to its score before the scale.
     pub alibi_slopes: Option<Vec<f32>>,
+    /// On a GPU: whether every batch is settled when its launch starts to overlap the kernel before it on the stream. That
+    /// kernel may write queries, and pages from that of a sequence's first new token on, as appending them does; lengths,
+    /// tables, offsets and all earlier pages were written before it. Decode then loads pages while it runs.
+    pub settled: bool,
 }
 
 /// Attention of one shape: prefill, decode and anything between.
@@ -41,6 +45,7 @@ pub struct Attention {
     scale: f32,
     window: Option<usize>,
     alibi_slopes: Option<Vec<f32>>,
+    settled: bool,
 }
 
 impl Attention {
@@ -60,7 +65,8 @@ impl Attention {
             CHECK.len("alibi_slopes", slopes, query_heads)?;
             slopes.iter().try_for_each(|&slope| CHECK.finite("alibi_slopes", slope))?;
         }
-        Ok(Self { shape, scale, window: options.window, alibi_slopes: options.alibi_slopes })
+        let AttentionOptions { window, alibi_slopes, settled, .. } = options;
+        Ok(Self { shape, scale, window, alibi_slopes, settled })
     }
 
     /// Heads and their size.
@@ -81,6 +87,11 @@ impl Attention {
     /// The ALiBi slopes, f32 `[query_heads]`.
     pub fn alibi_slopes(&self) -> Option<&[f32]> {
         self.alibi_slopes.as_deref()
+    }
+
+    /// Whether batches are settled ([`AttentionOptions::settled`]).
+    pub fn is_settled(&self) -> bool {
+        self.settled
     }
 
     /// The positions of the keys that a query at `position` sees.

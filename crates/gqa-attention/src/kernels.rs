@@ -26,9 +26,14 @@ impl DecodeVariant {
         self.workers as u32 * 160
     }
 
-    /// Floats of the workspace that each block writes its partial results to.
-    pub fn partial_floats(&self) -> usize {
-        (2 + self.workers) * self.columns * (self.head_dim + 4)
+    /// Floats of the workspace that a block hands its part of an item over in: `part_floats` of decode_tile.cuh.
+    pub fn part_floats(&self) -> usize {
+        2 * self.columns * self.head_dim
+    }
+
+    /// Floats of the workspace that a block puts its workers' first pieces in, where its shared memory has no room.
+    pub fn first_piece_floats(&self) -> usize {
+        self.workers * self.columns * (self.head_dim + 4)
     }
 
     /// The variant for `columns`: the narrowest that takes them in one pass, or else the widest but 72, which serves groups of
@@ -61,30 +66,30 @@ macro_rules! decode_variants {
 }
 
 pub(crate) static DECODE_VARIANTS: [DecodeVariant; 24] = decode_variants![
-    "e4m3" 64 8 4 200960
-    "e4m3" 64 16 4 200832
-    "e4m3" 64 32 4 202880
-    "e4m3" 64 64 2 167168
-    "e4m3" 64 72 2 171520
-    "e4m3" 128 8 4 200704
-    "e4m3" 128 16 3 199680
-    "e4m3" 128 32 2 199808
-    "e4m3" 128 64 2 199808
-    "e4m3" 256 8 2 198656
-    "e4m3" 256 16 2 198656
-    "e4m3" 256 32 2 198656
-    "bf16" 64 8 3 224384
-    "bf16" 64 16 3 224384
-    "bf16" 64 32 3 201216
-    "bf16" 64 64 2 199808
-    "bf16" 64 72 2 204160
-    "bf16" 128 8 2 231552
-    "bf16" 128 16 2 231424
-    "bf16" 128 32 2 199680
-    "bf16" 128 64 2 199680
-    "bf16" 256 8 1 230528
-    "bf16" 256 16 1 230528
-    "bf16" 256 32 1 230528
+    "e4m3" 64 8 3 212224
+    "e4m3" 64 16 3 224896
+    "e4m3" 64 32 3 225536
+    "e4m3" 64 64 2 201728
+    "e4m3" 64 72 2 210432
+    "e4m3" 128 8 3 224384
+    "e4m3" 128 16 3 200064
+    "e4m3" 128 32 2 200576
+    "e4m3" 128 64 2 201600
+    "e4m3" 256 8 2 214912
+    "e4m3" 256 16 2 198528
+    "e4m3" 256 32 2 198528
+    "bf16" 64 8 3 187520
+    "bf16" 64 16 3 200064
+    "bf16" 64 32 3 202368
+    "bf16" 64 64 2 201600
+    "bf16" 64 72 2 210304
+    "bf16" 128 8 2 182272
+    "bf16" 128 16 2 198912
+    "bf16" 128 32 2 199552
+    "bf16" 128 64 2 199552
+    "bf16" 256 8 1 181376
+    "bf16" 256 16 1 181504
+    "bf16" 256 32 1 198144
 ];
 
 /// One instantiation of prefill.cuh.

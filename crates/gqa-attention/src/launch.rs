@@ -26,8 +26,9 @@ struct DecodeArgs {
     alibi_slopes: u64,
     output: u64,
     log_sum_exp: u64,
-    partials: u64,
     finished: u64,
+    parts: u64,
+    first_pieces: u64,
     batch: u32,
     query_len: u32,
     kv_heads: u32,
@@ -35,17 +36,22 @@ struct DecodeArgs {
     max_pages: u32,
     window: u32,
     softmax_scale: f32,
-    padding: u32,
+    settled: u32,
 }
+
+/// Stands where no part has come: `absent` of decode_join.cuh.
+const ABSENT: u32 = u32::MAX;
 
 /// What one plan keeps on a device between launches: room for partial results, counters, the slopes of ALiBi. One serves
 /// all layers on its stream. After a launch that failed make a new one.
 #[derive(Debug)]
 pub struct AttentionWorkspace {
     stream: Arc<CudaStream>,
-    partials: CudaSlice<f32>,
     /// Zero between launches.
     finished: CudaSlice<u32>,
+    /// [`ABSENT`] between launches.
+    parts: CudaSlice<u32>,
+    first_pieces: CudaSlice<f32>,
     alibi_slopes: Option<CudaSlice<f32>>,
     blocks: usize,
 }
@@ -54,8 +60,11 @@ impl Attention {
     /// Room for launches of this plan on `stream`: 10 to 18 MB on an H200.
     pub fn workspace(&self, stream: &Arc<CudaStream>) -> Result<AttentionWorkspace> {
         let blocks = multiprocessors(stream)? as usize;
-        let variants = DECODE_VARIANTS.iter().filter(|variant| variant.head_dim == self.shape().head_dim);
-        let floats = variants.map(DecodeVariant::partial_floats).max().unwrap_or(0);
+        let largest = |floats: fn(&DecodeVariant) -> usize| {
+            let variants = DECODE_VARIANTS.iter().filter(|variant| variant.head_dim == self.shape().head_dim);
+            blocks * variants.map(floats).max().unwrap_or(0)
+        };
+        let absent = vec![ABSENT; largest(DecodeVariant::part_floats)];
         let alibi_slopes = match self.alibi_slopes() {
             Some(slopes) => {
                 // As the bias rounds them (`device::alibi_bias`).
@@ -66,8 +75,9 @@ impl Attention {
         };
         Ok(AttentionWorkspace {
             stream: stream.clone(),
-            partials: zeros(stream, blocks * floats, "partial results of attention")?,
             finished: zeros(stream, blocks.max(2), "counters of attention")?,
+            parts: upload(stream, &absent, "parts of attention")?,
+            first_pieces: zeros(stream, largest(DecodeVariant::first_piece_floats), "pieces of attention")?,
             alibi_slopes,
             blocks,
         })
@@ -82,11 +92,13 @@ impl Attention {
     ///
     /// `tokens` is given by the length of `queries` and may be more than the batch has; rows behind the last sequence's are
     /// left alone. Batch lengths are read as the kernel runs, so a captured graph follows them from replay to replay.
-    /// It may overlap the kernel before it (programmatic dependent launch).
+    /// It may overlap the kernel before it (programmatic dependent launch), and load pages while that runs where the plan is
+    /// [`AttentionOptions::settled`](crate::AttentionOptions::settled).
     ///
     /// # Safety
     /// The contents of `batch` are on the device and cannot be checked here: [`BatchView::check`] must hold for them,
-    /// with the pages of the pool, when the kernel runs, and their last query offset must be at most `tokens`.
+    /// with the pages of the pool, when the kernel runs, and their last query offset must be at most `tokens`. Where the plan
+    /// says that batches are settled, they must be.
     ///
     /// One thing more than it allows may be there: a sequence with a context length of 0 and one query is padding of a captured
     /// step. Its row of the block tables is not read, its query may hold anything, its rows of `output` become zeros and
@@ -128,7 +140,7 @@ impl Attention {
         check_aligned_mut(CHECK, "output", output, 16, stream)?;
         let own = workspace.stream.cu_stream() == stream.cu_stream();
         CHECK.that(own, "workspace", "one made for this stream", "another stream's")?;
-        let room = workspace.partials.len() >= workspace.blocks * decode.partial_floats()
+        let room = workspace.parts.len() >= workspace.blocks * decode.part_floats()
             && workspace.alibi_slopes.is_some() == self.alibi_slopes().is_some();
         CHECK.that(room, "workspace", "one made for this plan", "another plan's")?;
         if sequences == 0 || queries.len() == 0 {
@@ -148,8 +160,9 @@ impl Attention {
         let (key_scales, _key_scales) = pages.key_scales.device_ptr(stream);
         let (value_scales, _value_scales) = pages.value_scales.device_ptr(stream);
         let (output, _output) = output.device_ptr_mut(stream);
-        let (partials, _partials) = workspace.partials.device_ptr_mut(stream);
         let (finished, _finished) = workspace.finished.device_ptr_mut(stream);
+        let (parts, _parts) = workspace.parts.device_ptr_mut(stream);
+        let (first_pieces, _first_pieces) = workspace.first_pieces.device_ptr_mut(stream);
         let slopes = workspace.alibi_slopes.as_ref().map(|slopes| slopes.device_ptr(stream));
         let log_sum_exp = log_sum_exp.map(|log_sum_exp| log_sum_exp.device_ptr_mut(stream));
         let args = DecodeArgs {
@@ -163,8 +176,9 @@ impl Attention {
             alibi_slopes: slopes.as_ref().map_or(0, |slopes| slopes.0),
             output,
             log_sum_exp: log_sum_exp.as_ref().map_or(0, |log_sum_exp| log_sum_exp.0),
-            partials,
             finished,
+            parts,
+            first_pieces,
             batch: number("context_lens", sequences)?,
             query_len: 0,
             kv_heads: number("kv_heads", shape.kv_heads)?,
@@ -173,7 +187,7 @@ impl Attention {
             // 0 is none, as is a window beyond any context.
             window: self.window().and_then(|window| i32::try_from(window).ok()).unwrap_or(0) as u32,
             softmax_scale: self.scale(),
-            padding: 0,
+            settled: u32::from(self.is_settled()),
         };
         let prefill = match self.kernel(sequences, max_queries, workspace.blocks) {
             AttentionKernel::Prefill => PrefillVariant::choose(T::NAME, shape.head_dim),
@@ -195,7 +209,7 @@ impl Attention {
         };
         // SAFETY: the parameter is the kernel's `DecodeArgs`, its addresses are those of slices of this call, whose lengths
         // and alignment were checked above; the workspace has room for a block's partial results on every
-        // multiprocessor, and its counters are zero between the launches of its one stream. That the batch leads to
+        // multiprocessor, and between the launches of its one stream its counters are zero, its parts `ABSENT`. That the batch leads to
         // no other row and no other page is the caller's contract.
         unsafe { kernel.launch(stream, launch.overlapping(), Args::new(stream).structure(&args)) }
     }

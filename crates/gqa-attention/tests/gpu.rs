@@ -15,6 +15,8 @@ mod on_device;
 mod prefill;
 #[path = "gpu/random.rs"]
 mod random;
+#[path = "gpu/settled.rs"]
+mod settled;
 #[path = "gpu/truth.rs"]
 mod truth;
 

@@ -48,7 +48,7 @@ fn build<T: Element>(
 ) -> Case<T> {
     let slopes = |_| (0..shape.query_heads).map(|_| rng.signed().abs()).collect();
     let alibi_slopes = alibi.then_some(()).map(slopes);
-    Case::random(rng, shape, AttentionOptions { scale, window, alibi_slopes }, sequences)
+    Case::random(rng, shape, AttentionOptions { scale, window, alibi_slopes, settled: false }, sequences)
 }
 
 /// The textbook: `softmax(scale * (Q K^T + bias) + mask) V`, a whole matrix at a time, in f64, from dense keys and values.

@@ -38,6 +38,7 @@ fn options(rng: &mut Rng, shape: AttentionShape) -> AttentionOptions {
         }),
         alibi_slopes: (rng.below(0..3) == 0)
             .then(|| (0..shape.query_heads).map(|_| rng.signed().abs()).collect()),
+        settled: rng.below(0..2) == 0,
     }
 }
 

@@ -83,7 +83,8 @@ impl Cache {
             Positions::Rotary(rotary) => (rotary.inverse_frequencies(1), rotary.rotary_dim(), None),
             Positions::Alibi(slopes) => (Vec::new(), 0, Some(slopes.clone())),
         };
-        let options = AttentionOptions { alibi_slopes, ..AttentionOptions::default() };
+        // A step's indices are there before its first kernel, and what it appends is all that it writes to pages.
+        let options = AttentionOptions { alibi_slopes, settled: true, ..AttentionOptions::default() };
         let attention = Attention::new(shape, options)?;
         let elements = check.product("pages", &[spec.pages, layout.page_elements()])?;
         let pools = match spec.dtype {
