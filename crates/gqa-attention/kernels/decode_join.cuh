@@ -31,7 +31,7 @@ struct Exchange {
 
     __device__ __forceinline__ Exchange() {}
     __device__ __forceinline__ Exchange(float* parts, uint32_t own, uint32_t last) : parts(parts), own(own), leaves(own != last) {
-        group = last < 24 ? 24 : 12;
+        group = last < 20 ? 4 : 12;
         groups = leaves ? 0 : own / group;
         count = groups + (leaves && own % group != group - 1 ? 0 : own % group);
     }
@@ -138,7 +138,8 @@ __device__ __forceinline__ void join(const DecodeArgs& args, const typename Tile
                 for (int k = 0; k < turn; ++k)
 #pragma unroll
                     for (int part = 0; part < batch; ++part) {
-                        o[k][part] = {}, rest[k][part] = {minus_infinity};
+                        const float unknown = __uint_as_float(wanted(k, part) ? absent : 0u);
+                        o[k][part] = {unknown}, rest[k][part] = {wanted(k, part) ? unknown : minus_infinity};
                     }
                 // All that have not come are looked at together.
                 for (bool waits = true; waits;) {
@@ -147,7 +148,7 @@ __device__ __forceinline__ void join(const DecodeArgs& args, const typename Tile
                     for (int k = 0; k < turn; ++k)
 #pragma unroll
                         for (int part = 0; part < batch; ++part)
-                            if (wanted(k, part))
+                            if (!o[k][part].has_come() || !rest[k][part].has_come())
                                 o[k][part] = load_half(record(k, part)), rest[k][part] = load_half(record(k, part) + 4);
 #pragma unroll
                     for (int k = 0; k < turn; ++k)
