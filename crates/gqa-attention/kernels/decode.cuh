@@ -97,7 +97,8 @@ __device__ __forceinline__ void consume(const DecodeArgs& args, typename Tile::S
                                                   : args.first_pieces + static_cast<uint64_t>(blockIdx.x * Tile::workers + worker) *
                                                                            Tile::partial_floats;
             named_barrier_sync(1 + worker, 128);
-            join<Tile, Tile::template turn<128>, false>(args, piece, [&](int i) { return my.partial[i]; }, Tile::token_warps, Exchange{}, rows, thread, 128);
+            const auto parts = [&](int i) { return my.partial[i]; };
+            join<Tile, Tile::template turn<128>, false>(args, piece, parts, Tile::token_warps, Exchange{}, rows, thread, 128);
             if (!complete && thread == 0) {
                 shared.block.piece[2 * worker] = piece;
                 shared.block.partial[worker * Tile::slots] = rows;

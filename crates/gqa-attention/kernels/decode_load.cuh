@@ -25,8 +25,8 @@ __device__ __forceinline__ const uint16_t* query_row(const DecodeArgs& args, con
 // A warp's columns of a piece's queries as operands B, for each 16 dims. For e4m3 they are f16 under a power of two that puts the
 // largest just below 2^15 (bf16 has 8 bits, f16 11: only what is 2^-30 of the largest loses any). Returns its inverse.
 template <class Tile>
-__device__ __forceinline__ float load_queries(const DecodeArgs& args, const typename Tile::Piece& piece, const uint16_t* ahead, int first_column,
-                                              int lane, uint32_t (&query)[Tile::column_blocks][Tile::dim_blocks][2]) {
+__device__ __forceinline__ float load_queries(const DecodeArgs& args, const typename Tile::Piece& piece, const uint16_t* ahead,
+                                              int first_column, int lane, uint32_t (&query)[Tile::column_blocks][Tile::dim_blocks][2]) {
     const int columns = piece.query_len * args.group_size;
 #pragma unroll
     for (int j = 0; j < Tile::column_blocks; ++j) {
@@ -114,7 +114,7 @@ __device__ __forceinline__ void produce(const DecodeArgs& args, typename Tile::S
             if (piece.queries_ahead) {
                 const uint32_t first = piece.column_tile * Tile::columns;
                 const uint32_t bytes = min(args.group_size - first, static_cast<uint32_t>(Tile::columns)) * (2 * Tile::head_dim);
-                const uint64_t row = piece.query_start * static_cast<uint64_t>(args.kv_heads * args.group_size) + piece.head * args.group_size;
+                const uint64_t row = (static_cast<uint64_t>(piece.query_start) * args.kv_heads + piece.head) * args.group_size;
                 barrier_expect_bytes(item_full + 8 * item_slot, bytes);
                 bulk_load(shared.block.worker[worker].queries[item_slot], args.query + (row + first) * Tile::head_dim, bytes,
                           item_full + 8 * item_slot, CachePolicy::normal);
