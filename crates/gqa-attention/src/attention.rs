@@ -32,9 +32,10 @@ pub struct AttentionOptions {
     /// ALiBi: the slope of each query head, f32 `[query_heads]`. [`device::alibi_bias`] of a key's position is added
     /// to its score before the scale.
     pub alibi_slopes: Option<Vec<f32>>,
-    /// On a GPU: whether every batch is settled when its launch starts to overlap the kernel before it on the stream. That
-    /// kernel may write queries, and pages from that of a sequence's first new token on, as appending them does; lengths,
-    /// tables, offsets and all earlier pages were written before it. Decode then loads pages while it runs.
+    /// On a GPU: whether every batch is settled before the launches that overlap on the stream. These may write queries, and
+    /// pages from that of a sequence's first new token on, as appending them does; lengths, tables, offsets and all earlier
+    /// pages were written ahead of a copy, an ordinary launch or the start of a graph, behind which nothing of them is still
+    /// under way. Decode then loads pages while the kernels before it run.
     pub settled: bool,
 }
 
