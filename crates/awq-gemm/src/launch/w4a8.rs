@@ -58,7 +58,7 @@ macro_rules! variants {
 }
 
 /// In step with w4a8_sm90.cu. A product takes the first row of its group size that its batch and output features fit: the
-/// fastest by measurement (benches/records/NOTES.md). A tile of 256 tokens takes 1.8 times one of 128, so an odd number of those is
+/// fastest by measurement (benches/records/notes-w4a8.md). A tile of 256 tokens takes 1.8 times one of 128, so an odd number of those is
 /// the better choice for a while.
 static VARIANTS: [Variant; 18] = variants![
     // name              group_size  up_to   from  tokens  multipliers  blocks  stages  cluster  resident
