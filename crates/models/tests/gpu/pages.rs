@@ -76,7 +76,7 @@ fn pages_that_went_out_and_came_back_change_no_bit() {
         (&dynamic, KvDtype::Fp8),
         (&falcon(2, Value::Null), KvDtype::Fp8),
     ];
-    for &(config, kv) in &cases[..if op_test::sanitized() { 2 } else { cases.len() }] {
+    for &(config, kv) in &cases[..if op_test::sanitized() { 1 } else { cases.len() }] {
         let (undisturbed, moved) = (decoded(config, kv, false), decoded(config, kv, true));
         for (index, (undisturbed, moved)) in undisturbed.iter().zip(&moved).enumerate() {
             assert!(undisturbed == moved, "{kv:?}, step {index} of {config}");
