@@ -180,6 +180,19 @@ fn rope_scalings() {
 }
 
 #[test]
+fn dynamic_scaling_has_room_for_what_it_stretches_to() {
+    let max_context = |settings: &str| {
+        ModelConfig::Llama(llama(&common::LLAMA.replacen("\"rope_theta\": 10000.0", settings, 1)))
+            .max_context()
+    };
+    assert_eq!(max_context(r#""rope_scaling": null"#), 64);
+    assert_eq!(max_context(r#""rope_scaling": {"type": "dynamic", "factor": 4}"#), 256);
+    assert_eq!(max_context(r#""rope_scaling": {"type": "dynamic", "factor": 1e6}"#), 64_000_000);
+    assert_eq!(max_context(r#""rope_scaling": {"type": "linear", "factor": 4}"#), 64);
+    assert_eq!(ModelConfig::Falcon(falcon(common::FALCON)).max_context(), 2048);
+}
+
+#[test]
 fn defaults_where_a_key_is_absent_and_none_where_it_is_null() {
     let without = |key: &str, to: &str| common::LLAMA.replacen(key, to, 1);
     let config = llama(&without("\"num_key_value_heads\": 1,", ""));

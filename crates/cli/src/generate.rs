@@ -79,7 +79,7 @@ fn params(args: &SamplingArgs, model: &GenerationConfig) -> Result<Params> {
 }
 
 fn request(prompt: &Prompt, args: &args::Generate, params: &Params, checkpoint: &Checkpoint) -> Request {
-    let max_context = checkpoint.config.common().max_position_embeddings;
+    let max_context = checkpoint.config.max_context();
     // What nobody asked for is cut to what fits; what was asked for is refused where it does not.
     let room = max_context.saturating_sub(prompt.tokens.len()).max(1);
     let max_tokens = prompt.max_tokens.or(args.max_tokens).unwrap_or(DEFAULT_MAX_TOKENS.min(room));

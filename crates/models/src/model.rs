@@ -78,7 +78,7 @@ impl<B: Backend> Model<B> {
             pages: spec.pages,
             host_pages: 0,
             vocab_size: dims.vocab_size,
-            max_context: dims.max_position_embeddings,
+            max_context: config.max_context(),
             keys_depend_on_prompt_len: matches!(&spec.positions, Positions::Rotary(rotary) if rotary.is_dynamic()),
         })
     }

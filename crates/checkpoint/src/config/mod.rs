@@ -109,6 +109,23 @@ impl ModelConfig {
         }
     }
 
+    /// Tokens a text can have: `max_position_embeddings`, or, where rotary scaling is dynamic, as many as it stretches to if that is
+    /// more, `factor` times what was trained.
+    pub fn max_context(&self) -> usize {
+        let trained = self.common().max_position_embeddings;
+        let rope = match self {
+            Self::Falcon(FalconConfig { positions: FalconPositions::Rotary(rope), .. }) => Some(rope),
+            Self::Falcon(_) => None,
+            Self::Llama(config) => Some(&config.rope),
+        };
+        match rope.map(|rope| rope.scaling) {
+            Some(RopeScaling::Dynamic { factor, original_max_position_embeddings }) => {
+                trained.max((original_max_position_embeddings as f64 * factor) as usize).min(MAX_CONTEXT)
+            }
+            _ => trained,
+        }
+    }
+
     /// `falcon` or `llama`.
     pub fn name(&self) -> &'static str {
         match self {

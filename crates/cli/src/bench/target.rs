@@ -57,7 +57,7 @@ impl Target {
 
     /// Tokens a sequence can have.
     pub fn max_context(&self) -> usize {
-        self.config.common().max_position_embeddings
+        self.config.max_context()
     }
 
     /// Where it runs. Models by name are too large for the CPU.
