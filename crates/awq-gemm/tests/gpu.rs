@@ -26,7 +26,7 @@ type Stream = Arc<CudaStream>;
 
 /// Every tile of the variant table: tokens around each width, output features below and above what wide tiles ask for.
 const TOKENS: [usize; 22] =
-    [1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 191, 192, 193, 256, 257];
+    [1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 191, 192, 193, 257, 256];
 
 /// One product with all its operands on the host.
 #[derive(Clone)]
@@ -197,7 +197,7 @@ fn every_variant_on_ragged_shapes() {
     let stream = gpu.stream();
     let mut workspace = W4A8Workspace::new(stream).unwrap();
     let mut rng = Rng::new(1);
-    // Of a sanitizer each width is one's, and whole numbers do.
+    // Under a sanitizer one number of tokens for each width of tiles, and whole numbers alone.
     for tokens in TOKENS.into_iter().step_by(if sanitized() { 3 } else { 1 }) {
         for (group_size, round) in [(64, 0), (64, 1), (128, 0), (128, 1)] {
             // From one block of features and one group to several tiles, windows and streamed segments.

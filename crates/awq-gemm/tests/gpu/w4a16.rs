@@ -66,8 +66,9 @@ impl<X: Type> Case<X> {
     /// so far, each cut to 23 fraction bits below the largest of them, which the sum of the group's magnitudes bounds
     /// (nothing is cut where activations are `Exact`). Then f32: an addition a group, and one for each block that shares the
     /// tile, which has a unit of K at least. Up to 16 tokens codes are multiplied as they are, and the zero point times the
-    /// group's sum is taken out after: a chain of at most 24 operations, and magnitudes that do not cancel before. Last the
-    /// bias and the rounding to `Y`.
+    /// group's sum is taken out after: a chain of at most 24 operations, and magnitudes that do not cancel before. (There products are
+    /// cut more, as it seems, since such codes are subnormal: the README's Exactness. The bound is what the kernel is to keep.)
+    /// Last the bias and the rounding to `Y`.
     pub fn bounds<Y: Element>(&self, values: Values, want: &[f64]) -> Vec<f64> {
         let (shape, weights) = (self.shape, &self.weights);
         let unit = if Y::NAME == "bf16" { 2f64.powi(-8) } else { 2f64.powi(-11) };
@@ -181,7 +182,7 @@ fn w4a16_every_variant_on_ragged_shapes() {
     let stream = gpu.stream();
     let mut workspace = W4A16Workspace::new(stream).unwrap();
     let mut rng = Rng::new(11);
-    // Of a sanitizer each width is one's, and whole numbers do.
+    // Under a sanitizer one number of tokens for each width of tiles, and whole numbers alone.
     for tokens in TOKENS.into_iter().step_by(if sanitized() { 3 } else { 1 }) {
         for (group_size, round) in [(64, 0), (64, 1), (128, 0), (128, 1)] {
             // From one block of features and one group to several tiles, windows and streamed segments.
