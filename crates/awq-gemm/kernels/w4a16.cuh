@@ -20,8 +20,8 @@
 //   normals being one linear ramp. So a mask leaves two codes in a word, and one fused multiply-add makes them
 //   (q - z) * kStep, exactly: 9 instructions for 8 weights. 1 / kStep goes into the epilogue.
 //
-//   Up to 16 tokens (kRaw) the mask is all: 5 instructions for 8 weights, and operands whose bits toggle less, where the card's
-//   power decides its clock. Rows r have q, rows r + 8 have 16 q, which their scales take back. Zero points are taken out
+//   Up to 16 tokens of bf16 (kRaw) the mask is all: 5 instructions for 8 weights, and operands whose bits toggle less, where the
+//   card's power decides its clock. Rows r have q, rows r + 8 have 16 q, which their scales take back. Zero points are taken out
 //   after the products: acc += s * (part - z * X), with X the sum of x over the group, which the turning warps add up.
 //
 //   Turning: the packed order (drawn in src/pack.rs) was made for e4m3: thread t of a quad has in one word the codes

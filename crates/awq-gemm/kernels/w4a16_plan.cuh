@@ -26,10 +26,14 @@ struct Problem {
 // The two types of activations. kLow and kHigh take codes in bits 0..3 and 4..7 of both halves of a word to q * kStep.
 //
 // Raw codes are q times the type's smallest number. In bf16 that is 2^-133, and sums of products would be no f32: there
-// activations come times 2^64, which is exact below 2^63. kRawStep is what is left of both factors in a sum.
+// activations come times 2^64, which is exact below 2^63. kRawStep is what is left of both factors in a sum. Subnormal operands
+// cost accuracy: products are lined up by exponents, and a subnormal's is that of the smallest normal number, 2^7 steps in bf16
+// and 2^10 in f16. With 25 bits below, bf16 loses 2^-18 of a step's largest activation at most, a quarter of what the bounds of
+// the tests have room for; f16 would lose 2^-15, which is too much.
 struct Bf16 {
     static constexpr uint32_t kLow = 0x7f007f00u, kHigh = 0x7d007d00u;  // 2^127 and 2^123; the smallest number is 2^-133
     static constexpr float kStep = 0x1p-6f, kRawStep = 0x1p-69f;
+    static constexpr bool kRawCodes = true;
     static __device__ __forceinline__ uint32_t raised(uint32_t pair) { return multiply_add(pair, 0x5f805f80u, 0x80008000u); }
     static __device__ __forceinline__ float2 floats(uint32_t pair) {
         return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
@@ -47,6 +51,7 @@ struct Bf16 {
 struct F16 {
     static constexpr uint32_t kLow = 0x78007800u, kHigh = 0x68006800u;  // 2^15 and 2^11; the smallest number is 2^-24
     static constexpr float kStep = 0x1p-9f, kRawStep = 0x1p-24f;
+    static constexpr bool kRawCodes = false;
     static __device__ __forceinline__ uint32_t raised(uint32_t pair) { return pair; }
     static __device__ __forceinline__ float2 floats(uint32_t pair) {
         return make_float2(f32_from_f16(static_cast<uint16_t>(pair)), f32_from_f16(static_cast<uint16_t>(pair >> 16)));
@@ -85,7 +90,7 @@ struct Variant {
     static constexpr int kValues = kTokens / 2;      // and for a block
     static constexpr int kCluster = 1;
     static constexpr bool kByValue = kTokens <= 32;  // how partials are awaited (tiles.cuh)
-    static constexpr bool kRaw = kTokens <= 16;      // codes go into the multiplier as they are
+    static constexpr bool kRaw = Type::kRawCodes && kTokens <= 16;  // codes go into the multiplier as they are
     static constexpr float kUnitOfSums = kRaw ? Type::kRawStep : Type::kStep;
 
     static constexpr int kWindowUnits = kWindow / kGroups;

@@ -99,7 +99,7 @@ __device__ __forceinline__ void multiply_ahead(Accumulators<V>& acc, Stages<V>& 
             // To the compiler a fragment is dead once its last product is issued: a use after the wait keeps its registers.
 #pragma unroll
             for (int step = 0; step < 4; ++step) wgmma_pin(a[step]);
-            if (block + 1 == V::kBlocks) release_stage<V>(release, lane);
+            if (block + 1 == V::kBlocks && unit < s.end_unit) release_stage<V>(release, lane);
             widen();
             add(kLast);
         }
@@ -109,11 +109,11 @@ __device__ __forceinline__ void multiply_ahead(Accumulators<V>& acc, Stages<V>& 
         if (unit % V::kWindowUnits != 0 && unit != s.end_unit) return;
         const int first = max(s.first_unit, (unit - 1) / V::kWindowUnits * V::kWindowUnits);
         subtract_zero_points<V>(acc, windows.data(), windows.data() + parameters, first, unit, lane);
-        barrier_arrive(windows.empty());
-        windows.advance();
-        // Again, so that what the next unit begins with needs no registers above.
+        // Again, so that what the next unit begins with needs no registers above; behind the last one, of that unit itself.
         load(stages.data() + codes_in_stage, scales);
         widen();
+        barrier_arrive(windows.empty());
+        windows.advance();
     };
     do {
         const uint32_t x = multiply_unit(descriptor());
@@ -122,6 +122,7 @@ __device__ __forceinline__ void multiply_ahead(Accumulators<V>& acc, Stages<V>& 
         multiply_unit(x);
         close_window();
     } while (unit < s.end_unit);
+    release_stage<V>(stages.empty(), lane);
     stages.advance();
 }
 

@@ -93,9 +93,9 @@ impl Variant {
 
     /// As `Variant::kSharedBytes` of w4a16_plan.cuh: barriers, group sums of each stage, two windows of scales and zero points, stages
     /// of activations and codes.
-    fn shared_bytes(&self) -> u32 {
+    fn shared_bytes(&self, f16: bool) -> u32 {
         let tile_blocks = self.blocks * self.multipliers;
-        let sums = if self.raw() { UNIT / self.group_size * self.tokens * 4 } else { 0 };
+        let sums = if self.raw(f16) { UNIT / self.group_size * self.tokens * 4 } else { 0 };
         let window = tile_blocks * (WINDOW * BLOCK * 5 / 2);
         let stage = self.tokens * UNIT * 2 + tile_blocks * BLOCK * UNIT / 2;
         let before = (512 + self.stages * sums).next_multiple_of(1024) + (2 * window).next_multiple_of(1024);
@@ -103,8 +103,8 @@ impl Variant {
     }
 
     /// As `Variant::kRaw` of w4a16_plan.cuh: whether codes are multiplied as they are.
-    fn raw(&self) -> bool {
-        self.tokens <= 16
+    fn raw(&self, f16: bool) -> bool {
+        !f16 && self.tokens <= 16
     }
 
     /// As `Variant::kByValue` of w4a16_plan.cuh: whether partials are awaited themselves, and not their flags.
@@ -207,8 +207,8 @@ impl W4A16 {
     /// - `bias` f32 `[out_features]`
     /// - `y` bf16 or f16 `[tokens, out_features]`, at a multiple of 16 bytes
     ///
-    /// No weight is rounded: `code - zero` is exact in 16 bits, or, up to 16 tokens, codes are multiplied as they are and zero
-    /// points taken out by the sums of the activations' groups, in f32; bf16 activations from 2^63 on overflow there. Sums are
+    /// No weight is rounded: `code - zero` is exact in 16 bits, or, up to 16 tokens of bf16, codes are multiplied as they are
+    /// and zero points taken out by the sums of the activations' groups, in f32; activations from 2^63 on overflow there. Sums are
     /// promoted to f32 with their scale group by group.
     /// The same call gives the same bits; a row depends neither on the other rows nor on their number, as long as that takes
     /// tiles of the same width and as many of them.
@@ -287,7 +287,7 @@ impl W4A16 {
             weights_stream_once: i32::from(schedule.token_tiles == 1),
         };
         let launch =
-            Launch::grid(schedule.grid as u32).block(variant.threads()).shared(variant.shared_bytes());
+            Launch::grid(schedule.grid as u32).block(variant.threads()).shared(variant.shared_bytes(X::F16));
         let args = Args::new(stream).tensor_map(&x_map).structure(&problem);
         let kernel = if X::F16 { &variant.f16 } else { &variant.bf16 };
         // SAFETY: the parameters are the kernel's tensor map and `Problem`, made of slices of this call whose lengths and
@@ -343,7 +343,7 @@ mod tests {
         }
         assert_eq!(chosen(32, 1, 64), None);
         for variant in &VARIANTS {
-            assert!(variant.shared_bytes() <= 227 * 1024, "{variant:?}");
+            assert!(variant.shared_bytes(false) <= 227 * 1024, "{variant:?}");
         }
     }
 

@@ -65,10 +65,8 @@ impl<X: Type> Case<X> {
     /// How far an element may be off. Weights and products are exact. A step of the tensor cores adds 16 products and the sum
     /// so far, each cut to 23 fraction bits below the largest of them, which the sum of the group's magnitudes bounds
     /// (nothing is cut where activations are `Exact`). Then f32: an addition a group, and one for each block that shares the
-    /// tile, which has a unit of K at least. Up to 16 tokens codes are multiplied as they are, and the zero point times the
-    /// group's sum is taken out after: a chain of at most 24 operations, and magnitudes that do not cancel before. (There products are
-    /// cut more, as it seems, since such codes are subnormal: the README's Exactness. The bound is what the kernel is to keep.)
-    /// Last the bias and the rounding to `Y`.
+    /// tile, which has a unit of K at least. Up to 16 tokens of bf16 codes are multiplied as they are, and the zero point times the
+    /// group's sum is taken out after: a chain of at most 24 operations, and magnitudes that do not cancel before. Last the bias and the rounding to `Y`.
     pub fn bounds<Y: Element>(&self, values: Values, want: &[f64]) -> Vec<f64> {
         let (shape, weights) = (self.shape, &self.weights);
         let unit = if Y::NAME == "bf16" { 2f64.powi(-8) } else { 2f64.powi(-11) };
@@ -79,7 +77,7 @@ impl<X: Type> Case<X> {
         let magnitudes: Vec<f64> = self.x.chunks(group_size).map(magnitude).collect();
         let cut =
             if values == Values::Exact { 0.0 } else { (group_size as f64 / 16.0) * 17.0 * 2f64.powi(-23) };
-        let raw = self.tokens <= 16;
+        let raw = X::NAME == "bf16" && self.tokens <= 16;
         let additions = shape.groups() + shape.in_features().div_ceil(128) + if raw { 25 } else { 1 };
         let relative = cut + gamma(additions, 2f64.powi(-24)) * (1.0 + cut);
         let mut bounds = Vec::with_capacity(want.len());
