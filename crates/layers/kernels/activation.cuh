@@ -1,10 +1,7 @@
-// The MLP's activation of each row, with the quantization behind.
+// The MLP's activation of each row.
 //
 //     row of `columns`:  [ gate | up ]  or  [ x ]
 //                          \ slice 0 \ slice 1 \ ...         one block each, neighbouring blocks of the grid
-//
-// To quantize, the blocks of a row form a cluster and exchange their largest magnitudes through each other's shared
-// memory, so that the row stays in registers between its activation and its codes however long it is.
 #pragma once
 #include "rows.cuh"
 
@@ -28,14 +25,12 @@ __device__ __forceinline__ float silu(float x) {
     return x * reciprocal_approximate(1.0f + exp2_approximate(-1.44269504f * x));
 }
 
-// x * P(normal <= x) = max(x, 0) - |x| * tail(|x|), with the upper tail of the normal distribution
+// The upper tail of the normal distribution, P(normal > magnitude):
 //
 //     tail(x) = exp(-x^2 / 2) * t * polynomial(t),   t = 1 / (1 + 0.36 x)
 //
 // (the form of Abramowitz and Stegun 7.1.26; coefficients fitted for the least relative error, 2^-20.3 over all x >= 0).
-// Unlike 1 + erf it keeps its relative accuracy far below zero, in half of erff's instructions.
-__device__ __forceinline__ float gelu(float x) {
-    const float magnitude = fabsf(x);
+__device__ __forceinline__ float normal_tail(float magnitude) {
     const float t = reciprocal_approximate(fmaf(0.36f, magnitude, 1.0f));
     float tail = 0x1.84d422p-5f;
     tail = fmaf(tail, t, -0x1.7304f4p-3f);
@@ -44,9 +39,13 @@ __device__ __forceinline__ float gelu(float x) {
     tail = fmaf(tail, t, 0x1.1f2076p-3f);
     tail = fmaf(tail, t, 0x1.222b9ep-3f);
     tail = fmaf(tail, t, 0x1.26564cp-3f);
-    tail *= t * exp2_approximate(x * x * -0.721347520f);
-    return fmaf(-magnitude, tail, fmaxf(x, 0.0f));
+    return tail * (t * exp2_approximate(magnitude * magnitude * -0.721347520f));
 }
+
+// x * P(normal <= x) = max(x, 0) - |x| * tail(|x|). Unlike 1 + erf it keeps its relative accuracy far below zero, in half of
+// erff's instructions.
+__device__ __forceinline__ float gelu_of_tail(float x, float tail) { return fmaf(-fabsf(x), tail, fmaxf(x, 0.0f)); }
+__device__ __forceinline__ float gelu(float x) { return gelu_of_tail(x, normal_tail(fabsf(x))); }
 
 struct ActivationInput {
     const uint16_t* rows;
@@ -71,7 +70,6 @@ __device__ __forceinline__ void activated(const ActivationInput& input, uint32_t
     }
 #pragma unroll
     for (int i = 0; i < thread_vectors; ++i) {
-        const uint32_t vector = first + vector_of(i);
         y[i] = from_bf16(x[i]);
         const Vector factor = from_bf16(up[i]);
 #pragma unroll
@@ -80,7 +78,12 @@ __device__ __forceinline__ void activated(const ActivationInput& input, uint32_t
             if constexpr (activation != Activation::identity) z = activation == Activation::gelu ? gelu(z) : silu(z);
             if (gated) z *= factor.x[j];
         }
-        if (input.multiplier == nullptr || vector >= vectors) continue;
+    }
+    if (input.multiplier == nullptr) return;
+#pragma unroll
+    for (int i = 0; i < thread_vectors; ++i) {
+        const uint32_t vector = first + vector_of(i);
+        if (vector >= vectors) continue;
         const Vector multiplier = load_f32(input.multiplier, vector);
 #pragma unroll
         for (int j = 0; j < vector_features; ++j) y[i].x[j] *= multiplier.x[j];
@@ -102,61 +105,6 @@ __device__ __forceinline__ void activate(const ActivationInput& input, uint16_t*
             store(output + static_cast<size_t>(token) * input.features, vector, y[i]);
         }
     }
-}
-
-// What block `rank` of the cluster has where this block has `local`.
-__device__ __forceinline__ float load_remote(const float* local, uint32_t rank) {
-    float value;
-    asm volatile(
-        "{\n .reg .u32 remote;\n mapa.shared::cluster.u32 remote, %1, %2;\n ld.shared::cluster.f32 %0, [remote];\n}"
-        : "=f"(value)
-        : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(local))), "r"(rank)
-        : "memory");
-    return value;
-}
-
-// No block leaves while another may still read its slot: it tells when it has read, and waits for the others as its last step.
-__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
-__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-
-// The largest `value` among the cluster's blocks; `value` is the same in all threads of a block. With more blocks than one a
-// cluster_wait must follow.
-__device__ __forceinline__ float cluster_max(float value, uint32_t blocks) {
-    __shared__ float slot;
-    if (blocks == 1) return value;
-    if (threadIdx.x == 0) slot = value;
-    __syncwarp();
-    peregrine::cluster_sync();
-    const uint32_t lane = threadIdx.x % 32;
-    const float largest = lane < blocks ? load_remote(&slot, lane) : 0.0f;
-    __syncwarp();
-    const float all = warp_reduce(largest, Max{});  // has read
-    cluster_arrive();
-    return all;
-}
-
-template <Activation activation>
-__device__ __forceinline__ void activate_quantize(const ActivationInput& input, uint8_t* codes, float* scales,
-                                                  float* group_sums, uint32_t group_lanes) {
-    __shared__ float slots[32];
-    peregrine::grid_wait_predecessor();
-    peregrine::grid_release_successor();
-    const uint32_t token = blockIdx.x / input.slices, slice = blockIdx.x % input.slices;
-    const uint32_t first = slice * (blockDim.x * thread_vectors);
-    Vector y[thread_vectors];
-    activated<activation>(input, token, first, y);
-
-    float largest = 0.0f;
-#pragma unroll
-    for (const Vector& v : y) largest = fmaxf(largest, absmax(v));
-    const float scale = scale_of(cluster_max(block_reduce(largest, slots, Max{}), input.slices));
-    const float reciprocal = __frcp_rn(scale);
-    if (slice == 0 && threadIdx.x == 0) scales[token] = scale;
-
-    const uint32_t vectors = input.features / vector_features;
-    const QuantizedRow row = quantized_row(codes, group_sums, group_lanes, token, vectors);
-    store_quantized(row, first, vectors, y, reciprocal);
-    if (input.slices > 1) cluster_wait();
 }
 
 }  // namespace layers

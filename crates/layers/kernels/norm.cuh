@@ -115,7 +115,7 @@ __device__ __forceinline__ void norm_quantize(const NormInput& input, uint8_t* c
 
     const uint32_t vectors = input.features / vector_features;
     const QuantizedRow row = quantized_row(codes, group_sums, group_lanes, blockIdx.x, vectors);
-    store_quantized(row, 0, vectors, y, reciprocal);
+    store_quantized(row, vector_of(0), vectors, reciprocal, [&](int i) { return y[i]; });
 }
 
 }  // namespace layers

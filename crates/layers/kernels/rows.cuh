@@ -1,11 +1,11 @@
 // What the row kernels share: eight bf16 at a time, reductions over a block, and the e4m3 end of a row.
 //
-// A thread holds up to 4 vectors of 8 features, a warp 128 neighbouring ones:
+// A thread holds up to 4 vectors of 8 features (8 where a kernel says so), a warp 128 (256) neighbouring ones:
 //
 //     vectors of warp 0            0 .. 31 | 32 .. 63 | 64 .. 95 | 96 .. 127
 //     in lane order, as number           0 |        1 |        2 |         3   of the thread
 //
-// A warp's accesses are contiguous, a thread's four lie at constant distances (one address register serves them all), and
+// A warp's accesses are contiguous, a thread's vectors lie at constant distances (one address register serves them all), and
 // a group of 8 * 2^k features is 2^k neighbouring lanes of one warp.
 #pragma once
 #include <cstdint>
@@ -18,9 +18,10 @@ constexpr uint32_t vector_features = 8;
 constexpr uint32_t thread_vectors = 4;
 constexpr uint32_t whole_warp = 0xffffffffu;
 
-// The thread's vector number `i` of its block's piece of a row.
+// The thread's vector number `i`, of `count`, in its block's piece of a row.
+template <int count = thread_vectors>
 __device__ __forceinline__ uint32_t vector_of(int i) {
-    return threadIdx.x / 32 * (32 * thread_vectors) + 32 * i + threadIdx.x % 32;
+    return threadIdx.x / 32 * (32 * count) + 32 * i + threadIdx.x % 32;
 }
 
 // ---- Eight features ---------------------------------------------------------------------------------------------
@@ -107,7 +108,7 @@ struct QuantizedRow {
 
 __device__ __forceinline__ QuantizedRow quantized_row(uint8_t* codes, float* group_sums, uint32_t group_lanes,
                                                       size_t token, uint32_t vectors) {
-    const uint32_t groups = group_lanes == 0 ? 0 : vectors / group_lanes;
+    const uint32_t groups = group_lanes == 0 ? 0 : vectors >> (__ffs(group_lanes) - 1);
     return {codes + token * vectors * vector_features, group_sums + token * groups, group_lanes};
 }
 
@@ -141,31 +142,33 @@ __device__ __forceinline__ float add_halves(float first, float second, uint32_t 
     return (upper ? second : first) + sent;
 }
 
-// Codes and group sums of a thread's vectors, of which those from `vectors` on lie beyond the row and are zeros. Codes are
-// multiples of 2^-9 of at most 448, so f32 holds sums of up to 64 exactly, and that of 128 is rounded once, in whichever order.
-__device__ __forceinline__ void store_quantized(const QuantizedRow& row, uint32_t first, uint32_t vectors,
-                                                const Vector (&v)[thread_vectors], float reciprocal) {
+// Codes and group sums of four vectors of a thread, `value(i)` the one at `first + 32 * i` of the row; those from `vectors` on
+// lie beyond it and are zeros. Codes are multiples of 2^-9 of at most 448, so f32 holds sums of up to 64 exactly, and that of
+// 128 is rounded once, in whichever order.
+template <class Value>
+__device__ __forceinline__ void store_quantized(const QuantizedRow& row, uint32_t first, uint32_t vectors, float reciprocal,
+                                                Value value) {
+    static_assert(thread_vectors == 4);
     float sums[thread_vectors] = {};
 #pragma unroll
     for (int i = 0; i < thread_vectors; ++i) {
-        const uint32_t vector = first + vector_of(i);
-        const uint2 packed = quantize(v[i], reciprocal, sums[i]);
+        const uint32_t vector = first + 32 * i;
+        const uint2 packed = quantize(value(i), reciprocal, sums[i]);
         if (vector < vectors) reinterpret_cast<uint2*>(row.codes)[vector] = packed;
     }
     if (row.group_lanes == 0) return;
     if (row.group_lanes == 16) {
         // Groups of 128: two exchanges leave a lane a quarter of its vector lane % 4, two more the whole; 5 shuffles for 16.
-        static_assert(thread_vectors == 4);
         float sum = add_halves(add_halves(sums[0], sums[1], 1), add_halves(sums[2], sums[3], 1), 2);
         sum += __shfl_xor_sync(whole_warp, sum, 4);
         sum += __shfl_xor_sync(whole_warp, sum, 8);
-        const uint32_t vector = first + vector_of(threadIdx.x % 4);
+        const uint32_t vector = first + 32 * (threadIdx.x % 4);
         if (threadIdx.x % 16 < 4 && vector < vectors) row.group_sums[vector / 16] = sum;
         return;
     }
 #pragma unroll
     for (int i = 0; i < thread_vectors; ++i) {
-        const uint32_t vector = first + vector_of(i);
+        const uint32_t vector = first + 32 * i;
         for (uint32_t distance = row.group_lanes / 2; distance > 0; distance /= 2) {
             sums[i] += __shfl_xor_sync(whole_warp, sums[i], distance);
         }

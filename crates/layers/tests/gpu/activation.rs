@@ -156,3 +156,29 @@ fn full_size_activations_of_a_batch() {
         Shape { activation: Activation::Gelu, features, group_sizes: &[128] },
     );
 }
+
+/// Rows enough for blocks that go from one to the next, some without any number above 0.3, whose largest activation is not that
+/// of their largest number.
+#[test]
+#[ignore = "needs an H200"]
+fn gelu_goes_from_row_to_row() {
+    let gpu = Gpu::open(0).unwrap();
+    let mut rng = Rng::new(3);
+    for (features, tokens, group_sizes) in
+        [(16392, 48, &[0, 8][..]), (16384, 300, &[128][..]), (32776, 140, &[8][..]), (66048, 70, &[256][..])]
+    {
+        let gelu = Activate::new(Activation::Gelu, features).unwrap();
+        let mut input = draw(&mut rng, tokens * features, 2.0);
+        for (token, row) in input.chunks_exact_mut(features).enumerate() {
+            let changed = |x: &bf16| match token % 4 {
+                0 => -x.to_f32().abs(),
+                1 => x.to_f32().min(0.25),
+                2 => x.to_f32() / 256.0,
+                _ => x.to_f32(),
+            };
+            row.iter_mut().for_each(|x| *x = bf16::from_f32(changed(x)));
+        }
+        let shape = Shape { activation: Activation::Gelu, features, group_sizes };
+        check(gpu.stream(), &gelu, &input, None, shape);
+    }
+}
