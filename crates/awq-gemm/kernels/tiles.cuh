@@ -13,10 +13,13 @@
 // The packed order (blocks of 64 features, stripes of 8 blocks, units of 128 along K, windows of 8 groups) is drawn in
 // src/pack.rs.
 //
-// V, a variant: kTokens of a tile, kMultipliers warpgroups with kBlocks feature blocks each, kValues = kTokens / 2, kByValue.
+// V, a variant: kTokens of a tile, kMultipliers warpgroups with kBlocks feature blocks each, kValues = kTokens / 2, kByValue, kResident blocks
+// that a multiprocessor has room for. kFew: only launched with a single tile of tokens, and not in clusters; a block then finds its work without
+// divisions of 64 bits, which stood between its start and its first copies.
 #pragma once
 #include <cstdint>
 
+#include <peregrine/bulk_copy.cuh>
 #include <peregrine/sync.cuh>
 
 namespace packed {
@@ -40,6 +43,7 @@ struct Work {
     int32_t units, windows;       // ceil(K / 128), ceil(groups / 8)
     int32_t stream_tiles;         // tiles cut along K, counted from the first; the rest is a multiple of the clusters
     int32_t panel_tiles;          // token tiles that run side by side before the features advance
+    int32_t share, extra;         // stream_tiles * units = share * grid + extra, for kFew
 };
 
 // A run of units of one tile.
@@ -80,6 +84,7 @@ __device__ __forceinline__ int token_tiles(const P& p) {
 
 template <class V, class P>
 __device__ __forceinline__ Place locate(const P& p, int tile) {
+    if constexpr (V::kFew) return {tile, 0};
     const int panel_size = p.panel_tiles * feature_tiles<V>(p);
     const int panel = tile / panel_size;
     const int in_panel = tile - panel * panel_size;
@@ -91,6 +96,7 @@ __device__ __forceinline__ Place locate(const P& p, int tile) {
 // First unit of a cluster's share of the streamed tiles, counted over all of them.
 template <class V, class P>
 __device__ __forceinline__ int stream_begin(const P& p, uint32_t cluster) {
+    if constexpr (V::kFew) return p.share * static_cast<int>(cluster) + min(static_cast<int>(cluster), p.extra);
     return static_cast<int>(static_cast<uint64_t>(p.stream_tiles) * p.units * cluster / clusters<V>());
 }
 
@@ -108,7 +114,7 @@ struct Schedule {
     template <class P>
     __device__ __forceinline__ bool next(const P& p, Segment& s) {
         if (position < stream_end) {
-            s.tile = warp_uniform(position / p.units);
+            s.tile = warp_uniform(V::kFew ? static_cast<uint32_t>(position) / static_cast<uint32_t>(p.units) : position / p.units);
             s.first_unit = position - s.tile * p.units;
             s.end_unit = min(p.units, s.first_unit + stream_end - position);
             position += s.end_unit - s.first_unit;
@@ -116,6 +122,7 @@ struct Schedule {
         }
         s = {next_whole, 0, p.units};
         next_whole += clusters<V>();
+        if constexpr (V::kFew) return s.tile < feature_tiles<V>(p);
         return s.tile < feature_tiles<V>(p) * token_tiles<V>(p);
     }
 };
@@ -135,6 +142,50 @@ __device__ __forceinline__ int chunk(const P& p, const Place& place, int lane, i
     const int stripe = block / kStripe * kStripe;
     return stripe * count + index * min(kStripe, blocks - stripe) + block - stripe;
 }
+
+// Where a tile's weights lie: its blocks of one stripe are side by side, so that one bulk copy takes what they have of a unit or window. A
+// tile that straddles two stripes takes two. What a tile has past the last feature is not copied, and not stored either. One thread copies: a bulk
+// copy takes its addresses from uniform registers, so lanes would issue theirs one after the other, in a loop.
+template <class V>
+struct Runs {
+    static constexpr bool kTwo = kStripe % V::kTileBlocks != 0;
+    int stripe, offset, width, blocks;            // stripe's first block, the tile's first in it, the stripe's blocks, the run's
+    int next_width = 0, next_blocks = 0;          // of the stripe after it
+
+    template <class P>
+    __device__ __forceinline__ Runs(const P& p, const Place& place) {
+        const int all = p.features / kBlockFeatures, first = place.feature_tile * V::kTileBlocks;
+        stripe = first / kStripe * kStripe;
+        offset = first - stripe;
+        width = min(kStripe, all - stripe);
+        blocks = min(V::kTileBlocks, width - offset);
+        if constexpr (kTwo) {
+            next_width = min(kStripe, all - stripe - kStripe);
+            next_blocks = max(0, min(V::kTileBlocks - blocks, next_width));
+        }
+    }
+    __device__ __forceinline__ int tile_blocks() const { return blocks + next_blocks; }
+
+    // f(the run's first block in the tile, its chunk, its blocks) for chunk `index` of `count` along K.
+    template <class F>
+    __device__ __forceinline__ void each(int index, int count, const F& f) const {
+        f(0, stripe * count + index * width + offset, blocks);
+        if constexpr (kTwo) {
+            if (next_blocks > 0) f(blocks, (stripe + kStripe) * count + index * next_width, next_blocks);
+        }
+    }
+    template <int kBytes>
+    __device__ __forceinline__ void load(uint32_t to, const uint8_t* from, int index, int count, uint32_t barrier,
+                                         CachePolicy policy) const {
+        each(index, count, [&](int block, int chunk, int run) {
+            bulk_load(to + block * kBytes, from + static_cast<int64_t>(chunk) * kBytes, run * kBytes, barrier, policy);
+        });
+    }
+    template <int kBytes>
+    __device__ __forceinline__ void prefetch(const uint8_t* from, int index, int count) const {
+        each(index, count, [&](int, int chunk, int run) { bulk_prefetch_l2(from + static_cast<int64_t>(chunk) * kBytes, run * kBytes); });
+    }
+};
 
 // Where a thread stands in its multiplying warpgroup and in the fragment layouts of wgmma.cuh. Warpgroup 0 copies.
 struct Lane {
@@ -231,7 +282,7 @@ __device__ __forceinline__ void leave_values(const Accumulators<V>& acc, const P
 template <class V, class P>
 __device__ __forceinline__ void add_values(Accumulators<V>& acc, const P& p, int parts, const Lane& lane) {
     static_assert(V::kCluster == 1);
-    constexpr int kVectors = V::kBlocks * V::kValues / 4, kPiece = kVectors > 4 ? 2 : kVectors, kAtOnce = 4;
+    constexpr int kVectors = V::kBlocks * V::kValues / 4, kPiece = kVectors > 4 ? 2 : kVectors, kAtOnce = V::kResident > 1 ? 3 : 4;
     constexpr int kStride = V::kMultipliers * kVectors * 128;  // from a block's partial to the next one's
     static_assert(kVectors % kPiece == 0);
     float* values = &acc[0][0];
@@ -275,14 +326,13 @@ __device__ __forceinline__ void add_values(Accumulators<V>& acc, const P& p, int
 }
 
 // How many blocks after this one have a part of the tile.
-template <class P>
+template <class V, class P>
 __device__ __forceinline__ int parts_behind(const P& p, int tile) {
-    // stream_begin of all those blocks, by divisions of 32 bits.
-    const uint32_t grid = gridDim.x, total = static_cast<uint32_t>(p.stream_tiles) * p.units, each = total / grid;
-    const uint32_t rest = total - each * grid, tile_end = static_cast<uint32_t>(tile + 1) * p.units;
+    static_assert(V::kFew);
+    const int tile_end = (tile + 1) * p.units;
     uint32_t block = blockIdx.x + 1;
-    while (block < grid && block * each + block * rest / grid < tile_end) ++block;
-    return block - blockIdx.x - 1;
+    while (block < gridDim.x && stream_begin<V>(p, block) < tile_end) ++block;
+    return static_cast<int>(block - blockIdx.x) - 1;
 }
 
 // ---- Either -----------------------------------------------------------------------------------------------------------------
@@ -296,7 +346,10 @@ __device__ __forceinline__ void leave_partial(const Accumulators<V>& acc, const 
 // How many partials a segment awaits, if they are awaited by value: counted before the products, in the shadow of their loads.
 template <class V, class P>
 __device__ __forceinline__ int values_behind(const P& p, const Segment& s) {
-    return V::kByValue && s.first_unit == 0 && s.end_unit < p.units ? parts_behind(p, s.tile) : 0;
+    if constexpr (V::kByValue) {
+        if (s.first_unit == 0 && s.end_unit < p.units) return parts_behind<V>(p, s.tile);
+    }
+    return 0;
 }
 
 template <class V, class P>

@@ -43,63 +43,71 @@ namespace w4a16 {
 
 // ---- Warp 0: copies ----------------------------------------------------------------------------------------------------
 
-// Lane i issues the copies of feature block i.
-template <class V>
-__device__ __forceinline__ void load_codes(const Stages<V>& stages, const Problem& p, const Place& place, int unit, int lane) {
-    if (lane == 0) barrier_expect_bytes(stages.full(), V::kStageBytes);
-    if (lane >= V::kTileBlocks) return;
-    const int64_t source = static_cast<int64_t>(chunk<V>(p.work, place, lane, unit, p.work.units)) * kCodeBytes;
-    bulk_load(stages.data() + V::kXBytes + lane * kCodeBytes, p.codes + source, kCodeBytes, stages.full(),
-              p.weights_stream_once ? CachePolicy::evict_first : CachePolicy::normal);
+__device__ __forceinline__ CachePolicy weights_policy(const Problem& p) {
+    return p.weights_stream_once ? CachePolicy::evict_first : CachePolicy::normal;
 }
 
 template <class V>
-__device__ __forceinline__ void load_parameters(const Windows<V>& windows, const Problem& p, const Place& place, int window,
-                                                int lane) {
-    if (lane == 0) barrier_expect_bytes(windows.full(), V::kTileBlocks * kParameterBytes);
-    if (lane >= V::kTileBlocks) return;
-    const int64_t source = static_cast<int64_t>(chunk<V>(p.work, place, lane, window, p.work.windows)) * kParameterBytes;
-    bulk_load(windows.data() + lane * kParameterBytes, p.parameters + source, kParameterBytes, windows.full(),
-              p.weights_stream_once ? CachePolicy::evict_first : CachePolicy::normal);
+__device__ __forceinline__ void load_unit(const Stages<V>& stages, const Problem& p, const Runs<V>& runs, int unit) {
+    barrier_expect_bytes(stages.full(), V::kXBytes + runs.tile_blocks() * kCodeBytes);
+    runs.template load<kCodeBytes>(stages.data() + V::kXBytes, p.codes, unit, p.work.units, stages.full(), weights_policy(p));
 }
 
-// Weights do not depend on the kernel before this one: what the empty buffers hold is on its way before that has finished.
 template <class V>
-__device__ __forceinline__ void copy(uint32_t shared, const CUtensorMap* x, const Problem& p, int lane) {
+__device__ __forceinline__ void load_window(const Windows<V>& windows, const Problem& p, const Runs<V>& runs, int window) {
+    barrier_expect_bytes(windows.full(), runs.tile_blocks() * kParameterBytes);
+    runs.template load<kParameterBytes>(windows.data(), p.parameters, window, p.work.windows, windows.full(), weights_policy(p));
+}
+
+// What of its work a block has asked for before the kernel before it was done.
+struct Early {
+    int units = 0, windows = 0;
+};
+
+// Weights do not depend on the kernel before this one: they fill the empty buffers before that has finished, and before the block's
+// other warps know of the barriers. All lanes of warp 0 walk, one copies.
+template <class V>
+__device__ __forceinline__ Early copy_early(uint32_t shared, const Problem& p, int lane) {
     Segment s;
-    int early_units = 0, early_windows = 0;
+    Early early;
     Stages<V> stages(shared);
     Windows<V> windows(shared);
-    for (Schedule<V> schedule(p.work); early_units < V::kStages && schedule.next(p.work, s);) {
-        const Place place = locate<V>(p.work, s.tile);
-        for (int unit = s.first_unit; unit < s.end_unit && early_units < V::kStages; ++unit, ++early_units) {
+    for (Schedule<V> schedule(p.work); early.units < V::kStages && schedule.next(p.work, s);) {
+        const Runs<V> runs(p.work, locate<V>(p.work, s.tile));
+        for (int unit = s.first_unit; unit < s.end_unit && early.units < V::kStages; ++unit, ++early.units) {
             if (unit == s.first_unit || unit % V::kWindowUnits == 0) {
-                if (early_windows == 2) break;
-                load_parameters<V>(windows, p, place, unit / V::kWindowUnits, lane);
-                ++early_windows;
+                if (early.windows == 2) return early;
+                if (lane == 0) load_window<V>(windows, p, runs, unit / V::kWindowUnits);
+                ++early.windows;
                 windows.advance();
             }
-            load_codes<V>(stages, p, place, unit, lane);
+            if (lane == 0) load_unit<V>(stages, p, runs, unit);
             stages.advance();
         }
-        if (early_windows == 2) break;
     }
+    return early;
+}
+
+template <class V>
+__device__ __forceinline__ void copy(uint32_t shared, const CUtensorMap* x, const Problem& p, Early early, int lane) {
     grid_wait_predecessor();
-    stages = Stages<V>(shared);
-    windows = Windows<V>(shared);
+    Segment s;
+    Stages<V> stages(shared);
+    Windows<V> windows(shared);
     for (Schedule<V> schedule(p.work); schedule.next(p.work, s);) {
         const Place place = locate<V>(p.work, s.tile);
+        const Runs<V> runs(p.work, place);
         for (int unit = s.first_unit; unit < s.end_unit; ++unit, stages.advance()) {
             if (unit == s.first_unit || unit % V::kWindowUnits == 0) {
-                if (--early_windows < 0) {
+                if (--early.windows < 0) {
                     windows.wait_empty();
-                    load_parameters<V>(windows, p, place, unit / V::kWindowUnits, lane);
+                    if (lane == 0) load_window<V>(windows, p, runs, unit / V::kWindowUnits);
                 }
                 windows.advance();
             }
-            if (--early_units < 0) {
+            if (--early.units < 0) {
                 stages.wait_empty();
-                load_codes<V>(stages, p, place, unit, lane);
+                if (lane == 0) load_unit<V>(stages, p, runs, unit);
             }
             if (lane < 2) {
                 tensor_load_2d(stages.data() + lane * V::kBoxBytes, x, unit * kUnit + lane * 64, place.token_tile * V::kTokens,
@@ -442,31 +450,39 @@ __device__ __forceinline__ void consume(uint32_t shared, const Problem& p) {
     }
 }
 
+// All threads that read a buffer hand it back. A warp's 32 arrivals cost no more than one's, and compute-sanitizer's racecheck follows a
+// barrier by the threads that arrive.
+template <class V>
+__device__ __forceinline__ void init_barriers(uint32_t shared) {
+    for (Stages<V> stages(shared); stages.phase == 0; stages.advance()) {
+        barrier_init(stages.full(), 1);
+        barrier_init(stages.empty(), 128 * V::kMultipliers);
+        barrier_init(stages.turned(), kTurners);
+    }
+    for (Windows<V> windows(shared); windows.phase == 0; windows.advance()) {
+        barrier_init(windows.full(), 1);
+        barrier_init(windows.empty(), 128 * V::kMultipliers);
+    }
+    barrier_init_fence();
+}
+
 template <class V>
 __device__ __forceinline__ void run(const CUtensorMap* x, const Problem& p) {
     extern __shared__ __align__(1024) uint8_t dynamic_shared[];
     const uint32_t shared = warp_uniform(shared_address(dynamic_shared));
-    if (threadIdx.x == 0) {
-        prefetch_tensor_map(x);
-        // All threads that read a buffer hand it back. A warp's 32 arrivals cost no more than one's, and compute-sanitizer's
-        // racecheck follows a barrier by the threads that arrive.
-        for (Stages<V> stages(shared); stages.phase == 0; stages.advance()) {
-            barrier_init(stages.full(), 1);
-            barrier_init(stages.empty(), 128 * V::kMultipliers);
-            barrier_init(stages.turned(), kTurners);
-        }
-        for (Windows<V> windows(shared); windows.phase == 0; windows.advance()) {
-            barrier_init(windows.full(), 1);
-            barrier_init(windows.empty(), 128 * V::kMultipliers);
-        }
-        barrier_init_fence();
+    Early early;
+    if (warp_uniform(threadIdx.x / 32) == 0) {
+        if (threadIdx.x == 0) init_barriers<V>(shared);
+        __syncwarp();
+        early = copy_early<V>(shared, p, threadIdx.x);
+        if (threadIdx.x == 0) prefetch_tensor_map(x);
     }
     __syncthreads();
     grid_release_successor();
     if (warp_uniform(threadIdx.x / 128) == 0) {
         registers_shrink<V::kCopierRegisters>();
         const int warp = warp_uniform(threadIdx.x / 32);
-        if (warp == 0) copy<V>(shared, x, p, threadIdx.x);
+        if (warp == 0) copy<V>(shared, x, p, early, threadIdx.x);
         if (warp == 1 || warp == 2) turn<V>(shared, p, threadIdx.x - 32);
     } else {
         registers_grow<V::kMultiplierRegisters>();

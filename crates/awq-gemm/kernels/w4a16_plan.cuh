@@ -88,7 +88,8 @@ struct Variant {
     static constexpr int kSlices = kTokens / kSlice;
     static constexpr int kChainValues = kSlice / 2;  // accumulators a thread holds for a chain
     static constexpr int kValues = kTokens / 2;      // and for a block
-    static constexpr int kCluster = 1;
+    static constexpr int kCluster = 1, kResident = 1;
+    static constexpr bool kFew = kTokens <= 64;      // one tile of tokens
     static constexpr bool kByValue = kTokens <= 32;  // how partials are awaited (tiles.cuh)
     static constexpr bool kRaw = Type::kRawCodes && kTokens <= 16;  // codes go into the multiplier as they are
     static constexpr float kUnitOfSums = kRaw ? Type::kRawStep : Type::kStep;

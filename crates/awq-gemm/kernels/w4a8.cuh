@@ -63,13 +63,14 @@
 #include <peregrine/sync.cuh>
 
 #include "w4a8_ahead.cuh"
+#include "w4a8_few.cuh"
 #include "w4a8_multiply.cuh"
 #include "w4a8_output.cuh"
 #include "w4a8_plan.cuh"
 
 namespace w4a8 {
 
-// ---- Warp 0: copies ----------------------------------------------------------------------------------------------------
+// ---- Warp 0: copies (tiles of few tokens: w4a8_few.cuh) ----------------------------------------------------------------
 
 // Lane i issues the copies of feature block i.
 template <class V>
@@ -222,39 +223,59 @@ __device__ __forceinline__ void consume(uint32_t shared, const Problem& p) {
             leave_partial<V>(acc, p, lane);
         } else {
             TokenScales<V> scales;
-            if (V::kByValue) scales.load(p, locate<V>(p, s.tile), lane);  // others have no registers to spare
+            if (V::kScalesEarly) scales.load(p, locate<V>(p, s.tile), lane);
             if (s.end_unit < p.units) add_partials<V>(acc, p, s.tile, values, lane);
             const Place place = locate<V>(p, s.tile);
-            if (!V::kByValue) scales.load(p, place, lane);
+            if (!V::kScalesEarly) scales.load(p, place, lane);
             store_tile<V>(acc, scales, p, place, lane);
         }
     }
 }
 
 template <class V>
+__device__ __forceinline__ void init_barriers(uint32_t shared) {
+    for (Stages<V> stages(shared); stages.phase == 0; stages.advance()) {
+        barrier_init(stages.full(), 1);
+        barrier_init(stages.empty(), 4 * V::kMultipliers * (32 + V::kCluster - 1));
+    }
+    for (Windows<V> windows(shared); windows.phase == 0; windows.advance()) {
+        barrier_init(windows.full(), 2);  // parameters, group sums
+        barrier_init(windows.empty(), 128 * V::kMultipliers);
+    }
+    barrier_init_fence();
+}
+
+template <class V>
 __device__ __forceinline__ void run(const CUtensorMap* x, const Problem& p) {
     extern __shared__ __align__(1024) uint8_t dynamic_shared[];
     const uint32_t shared = warp_uniform(shared_address(dynamic_shared));
-    if (threadIdx.x == 0) {
+    [[maybe_unused]] Early early;
+    if constexpr (V::kFew) {
+        if (warp_uniform(threadIdx.x / 32) == 0) {
+            if (threadIdx.x == 0) init_barriers<V>(shared);
+            __syncwarp();
+            early = copy_early<V>(shared, p, threadIdx.x);
+            if (threadIdx.x == 0) prefetch_tensor_map(x);
+        }
+    } else if (threadIdx.x == 0) {
         prefetch_tensor_map(x);
-        for (Stages<V> stages(shared); stages.phase == 0; stages.advance()) {
-            barrier_init(stages.full(), 1);
-            barrier_init(stages.empty(), 4 * V::kMultipliers * (32 + V::kCluster - 1));
-        }
-        for (Windows<V> windows(shared); windows.phase == 0; windows.advance()) {
-            barrier_init(windows.full(), 2);  // parameters, group sums
-            barrier_init(windows.empty(), 128 * V::kMultipliers);
-        }
-        barrier_init_fence();
+        init_barriers<V>(shared);
     }
     if constexpr (V::kCluster > 1) cluster_sync_barriers();
     else __syncthreads();
     grid_release_successor();
-    if (V::kResident > 1 && threadIdx.x >= V::kThreads) return;  // in every second launch, see w4a8_sm90.cu
+    if (V::kResident > 1 && threadIdx.x >= V::kThreads) {  // in every second launch, see w4a8_sm90.cu
+        grid_wait_predecessor();
+        return;
+    }
     if (warp_uniform(threadIdx.x / 128) == 0) {
         registers_shrink<V::kCopierRegisters>();
         const int warp = warp_uniform(threadIdx.x / 32);
-        if (warp == 0) copy<V>(shared, x, p, threadIdx.x);
+        if constexpr (V::kFew) {
+            if (warp == 0) copy_few<V>(shared, x, p, early, threadIdx.x);
+        } else {
+            if (warp == 0) copy<V>(shared, x, p, threadIdx.x);
+        }
         if (warp == 1 || warp == 2) split_group_sums<V>(shared, p, threadIdx.x - 32);
     } else {
         registers_grow<V::kMultiplierRegisters>();

@@ -30,6 +30,7 @@ struct Problem {
     int32_t token_scale_stride;   // 1 per token, 0 per tensor
     int32_t output_f16;           // 0: bf16
     int32_t weights_stream_once;  // 1: evict the weights first from L2
+    int32_t share, extra;         // stream_tiles * units = share * grid + extra, for Variant::kFew
 };
 
 template <int kTokens_, int kMultipliers_, int kBlocks_, int kSlice_, int kGroup_, int kStages_, int kChainSets_,
@@ -46,6 +47,9 @@ struct Variant {
     static constexpr int kResident = kResident_;    // blocks that a multiprocessor has room for
     static constexpr int kThreads = 128 * (1 + kMultipliers);
     static constexpr int kTileBlocks = kBlocks * kMultipliers;
+    static constexpr bool kFew = kTokens <= 64 && kCluster == 1;  // one tile of tokens
+    // Units that a block brings into L2 behind its ring, where it starts while the kernel before it ends: what memory has time for till then.
+    static constexpr int kAhead = kResident > 1 ? 4 : 0;
 
     // A chain is one block x group x slice: the wgmma steps that share an accumulator set before they are promoted.
     static constexpr int kGroups = kUnit / kGroup;   // per unit
@@ -66,11 +70,14 @@ struct Variant {
     static constexpr int kPartialFloats = kTileBlocks * kBlockFeatures * kTokens;
     static constexpr bool kByValue = kTokens <= 32;
 
-    // Registers: the launch gives every thread the same; the copying warpgroup hands its share over.
-    static constexpr int kEntryRegisters = 65536 / (kResident * kThreads) / 8 * 8;
+    // Registers: the launch gives every thread the same; the copying warpgroup hands its share over. One of two blocks that lie
+    // beside each other has a warpgroup more (w4a8_sm90.cu).
+    static constexpr int kEntryRegisters = 65536 / (kResident * kThreads + (kResident > 1 ? 128 : 0)) / 8 * 8;
     static constexpr int kCopierRegisters = 32;
     static constexpr int kMultiplierRegisters =
         ((kMultipliers + 1) * kEntryRegisters - kCopierRegisters) / kMultipliers / 8 * 8;
+    // Token scales are on their way while blocks meet, where there are registers to spare.
+    static constexpr bool kScalesEarly = kByValue || (kFew && kMultiplierRegisters >= 160);
 
     static_assert(kGroup == 64 || kGroup == 128, "scales come in groups of 64 or 128");
     static_assert(kTokens % 8 == 0 && kTokens <= 256 && kTokens % kSlice == 0);

@@ -9,8 +9,9 @@
 
 // Of these, two blocks fit on a multiprocessor: while the last blocks of one product meet, the next one's have their first weights on
 // the way. Two blocks of one product must not share a multiprocessor, though, for another would stand idle. So launches take
-// turns: one asks for more shared memory than two blocks can have, the next one for a warp more than two blocks have
-// registers for; one of each fits (src/launch/w4a8.rs). No launch bounds, as ptxas would count registers for that warp.
+// turns: one asks for more shared memory than two blocks can have, the next one for a warpgroup more than two blocks have registers
+// for, which stays until the kernel before it is done; one of each fits (src/launch/w4a8.rs). Registers are those of a quarter of the
+// multiprocessor, which has every fourth warp. No launch bounds, as ptxas would count registers for that warpgroup.
 #define W4A8_PAIR(NAME, ...)                                                                                          \
     extern "C" __global__ void __maxnreg__((w4a8::Variant<__VA_ARGS__, 1, 2>::kEntryRegisters))                       \
         NAME(const __grid_constant__ CUtensorMap x, const __grid_constant__ w4a8::Problem problem) {                  \

@@ -61,6 +61,12 @@ impl Schedule {
         Tiling { kernel, blocks: self.grid, token_tiles: self.token_tiles, stream_tiles: self.stream_tiles }
     }
 
+    /// Streamed units of each block of the grid, and how many of its first blocks have one more.
+    pub fn shares(&self, units: usize) -> (usize, usize) {
+        let streamed = self.stream_tiles * units;
+        (streamed / self.grid, streamed % self.grid)
+    }
+
     /// Token tiles of a panel.
     pub fn panel_tiles(&self) -> usize {
         self.token_tiles.min(PANEL_TILES)

@@ -130,6 +130,8 @@ struct Work {
     windows: i32,
     stream_tiles: i32,
     panel_tiles: i32,
+    share: i32,
+    extra: i32,
 }
 
 /// `Problem` of w4a16_plan.cuh.
@@ -268,6 +270,7 @@ impl W4A16 {
             workspace.partials.device_ptr_mut(stream)
         };
         let (flags, _flags) = workspace.flags.device_ptr_mut(stream);
+        let (share, extra) = schedule.shares(units);
         let problem = Problem {
             codes: bytes,
             parameters: bytes + layout.code_bytes() as u64,
@@ -282,6 +285,8 @@ impl W4A16 {
                 windows: number("weights", windows)?,
                 stream_tiles: number("weights", schedule.stream_tiles)?,
                 panel_tiles: number("x", schedule.panel_tiles())?,
+                share: number("weights", share)?,
+                extra: number("weights", extra)?,
             },
             output_f16: i32::from(Y::NAME == "f16"),
             weights_stream_once: i32::from(schedule.token_tiles == 1),

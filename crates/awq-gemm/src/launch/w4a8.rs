@@ -116,13 +116,13 @@ impl Variant {
     /// Threads and bytes of shared memory of a block. Where a multiprocessor has room for two, they are of two launches in turn: the
     /// weights of the second are on their way while the last blocks of the first meet. Two of one launch would leave another
     /// multiprocessor idle, so every second launch asks for more shared memory than two blocks can have, and the others for
-    /// one warp more, which returns at once, than two blocks have registers for.
+    /// a warpgroup more, idle, than two blocks have registers for.
     fn block(&self, turn: bool) -> (u32, u32) {
         let (threads, bytes) = (self.threads(), self.shared_bytes());
         match (self.resident, turn) {
             (1, _) => (threads, bytes),
             (_, false) => (threads, bytes.max(MORE_THAN_HALF)),
-            (_, true) => (threads + 32, bytes),
+            (_, true) => (threads + 128, bytes),
         }
     }
 
@@ -165,6 +165,8 @@ struct Problem {
     token_scale_stride: i32,
     output_f16: i32,
     weights_stream_once: i32,
+    share: i32,
+    extra: i32,
 }
 
 /// What W4A8 products keep on a device between launches: partial sums of tiles that several blocks share, and their
@@ -283,6 +285,7 @@ impl W4A8 {
             workspace.partials.device_ptr_mut(stream)
         };
         let (flags, _flags) = workspace.flags.device_ptr_mut(stream);
+        let (share, extra) = schedule.shares(units);
         let problem = Problem {
             codes: bytes,
             parameters: bytes + layout.code_bytes() as u64,
@@ -302,6 +305,8 @@ impl W4A8 {
             token_scale_stride: 1,
             output_f16: i32::from(Y::NAME == "f16"),
             weights_stream_once: i32::from(schedule.token_tiles == 1),
+            share: number("weights", share)?,
+            extra: number("weights", extra)?,
         };
         workspace.turn = !workspace.turn;
         let (threads, shared_bytes) = variant.block(workspace.turn);
@@ -378,6 +383,8 @@ mod tests {
             // A block of a cluster loads whole patterns of the swizzle, and awaits no partial by value.
             assert!(variant.tokens.is_multiple_of(8 * variant.cluster), "{variant:?}");
             assert!(variant.cluster == 1 || !variant.by_value(), "{variant:?}");
+            // `Variant::kFew` of w4a8_plan.cuh: one tile of tokens, ever.
+            assert!(variant.tokens > 64 || variant.up_to <= variant.tokens, "{variant:?}");
             let whole = variant.up_to == usize::MAX || variant.up_to.is_multiple_of(variant.tokens);
             assert!(whole, "{variant:?}");
             let features = variant.from_features.max(64);
@@ -390,13 +397,15 @@ mod tests {
         }
     }
 
-    /// Blocks of two launches in turn fit on a multiprocessor together, two of one launch do not, by shared memory or registers.
+    /// Blocks of two launches in turn fit on a multiprocessor together, whichever comes first; two of one launch do not, by shared
+    /// memory or registers. Each quarter of a multiprocessor has every fourth warp and 16,384 registers.
     #[test]
     fn launches_take_turns() {
         for variant in VARIANTS.iter().filter(|variant| variant.resident > 1) {
-            let registers = 65536 / (2 * variant.threads()) / 8 * 8;
+            let registers = 65536 / (2 * variant.threads() + 128) / 8 * 8;
             let fit = |a: (u32, u32), b: (u32, u32)| {
-                (a.0 + b.0) * registers <= 65536 && a.1 + b.1 + 2 * 1024 <= 228 * 1024
+                let warps = (a.0 / 32).div_ceil(4) + (b.0 / 32).div_ceil(4);
+                warps * 32 * registers <= 65536 / 4 && a.1 + b.1 + 2 * 1024 <= 228 * 1024
             };
             let [first, second] = [variant.block(false), variant.block(true)];
             assert!(fit(first, second) && !fit(first, first) && !fit(second, second), "{variant:?}");
@@ -416,6 +425,8 @@ mod tests {
                 let clusters = 1..=132 / variant.cluster;
                 assert!(schedule.stream_tiles <= tiles && clusters.contains(&schedule.grid));
                 assert_eq!((tiles - schedule.stream_tiles) % schedule.grid, 0, "{schedule:?} of {tiles}");
+                let (share, extra) = schedule.shares(units);
+                assert_eq!(share * schedule.grid + extra, schedule.stream_tiles * units);
                 // A cluster's share of the streamed tiles is never empty.
                 assert!(schedule.stream_tiles == 0 || schedule.stream_tiles * units >= schedule.grid);
             }
