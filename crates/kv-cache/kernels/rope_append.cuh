@@ -15,6 +15,9 @@
 //
 //     rows      t    t+1   ...   t+15                    chunk of dim d     [ t | t+1 | .. | t+15 ]
 //     v dims   d d+1 d d+1 ... d d+1     ─► / scale ─►    chunk of dim d+1   [ t | t+1 | .. | t+15 ]
+//
+// A part of a chunk is written token by token, and memory is slow at single bytes: neighbouring threads exchange one of their
+// dims, so that they write to the same 32 bytes at a time.
 #pragma once
 #include <cstdint>
 #include <peregrine/fp8.cuh>
@@ -145,14 +148,17 @@ struct E4m3Page {
     }
 };
 
-// Two dims of a value head, for all new tokens of the chunk that the row's token opens.
+// Two dims of a value head, for all new tokens of the chunk that the row's token opens. Called by whole warps, lane l with a
+// unit of l's parity.
 template <typename Page>
 __device__ __forceinline__ void append_values(const Arguments& arguments, const Shape& shape, const Place& place,
                                               uint32_t unit) {
     const uint32_t pairs = shape.head_dim / 2;
     const uint32_t in_chunk = place.position % Page::chunk;
     const bool opens = in_chunk == 0 || place.rows_before == 0;
-    if (unit >= shape.kv_heads * pairs || !opens) return;
+    const bool inside = unit < shape.kv_heads * pairs;
+    const uint32_t lanes = __ballot_sync(0xffffffffu, inside);
+    if (!inside || !opens) return;
     const uint32_t count = min(Page::chunk - in_chunk, place.rows_from);
     const uint32_t kv_head = unit / pairs;
     const uint32_t dim = unit % pairs * 2;
@@ -166,10 +172,16 @@ __device__ __forceinline__ void append_values(const Arguments& arguments, const 
     const uint32_t chunk = place.position % page_size / Page::chunk;
     auto* to = values + (chunk * shape.head_dim + dim) * Page::chunk + in_chunk;
     if (count < Page::chunk) {
+        // Even threads write dims 0 and 2 of their and their neighbour's four, odd ones 1 and 3.
+        const bool odd = unit % 2;
+        to -= odd ? Page::chunk : 0;
         for (uint32_t i = 0; i < count; ++i) {
             const uint32_t pair = *reinterpret_cast<const uint32_t*>(from + i * features);
-            to[i] = Page::round(__uint_as_float(pair << 16) / scale);
-            to[i + Page::chunk] = Page::round(__uint_as_float(pair & 0xffff0000u) / scale);
+            const uint32_t low = Page::round(__uint_as_float(pair << 16) / scale);
+            const uint32_t high = Page::round(__uint_as_float(pair & 0xffff0000u) / scale);
+            const uint32_t other = __shfl_xor_sync(lanes, odd ? low : high, 1);
+            to[i] = static_cast<typename Page::Stored>(odd ? other : low);
+            to[i + 2 * Page::chunk] = static_cast<typename Page::Stored>(odd ? high : other);
         }
         return;
     }
@@ -230,7 +242,9 @@ __device__ __forceinline__ void rope_append(const Arguments& arguments, const Sh
     const uint32_t head_vectors = shape.head_dim / (2 * vector_dims);
     const uint32_t turning_heads = shape.query_heads + shape.kv_heads;
     const uint32_t turning = turning_heads * head_vectors;
-    const uint32_t units = turning + shape.kv_heads * (shape.head_dim / 2);
+    // Values begin with a warp of their own.
+    const uint32_t first_values = (turning + 31) / 32 * 32;
+    const uint32_t units = first_values + (shape.kv_heads * (shape.head_dim / 2) + 31) / 32 * 32;
     const uint32_t stride = gridDim.y * blockDim.x;
     const uint16_t* row = arguments.qkv + static_cast<size_t>(blockIdx.x) * (turning_heads + shape.kv_heads) * shape.head_dim;
     const auto load = [&](uint32_t unit) {
@@ -260,8 +274,8 @@ __device__ __forceinline__ void rope_append(const Arguments& arguments, const Sh
         const Raw next = load(unit + stride);
         if (unit < turning) {
             turn_and_store<Page>(arguments, shape, place, turns, raw, unit / head_vectors, unit % head_vectors * vector_dims);
-        } else {
-            append_values<Page>(arguments, shape, place, unit - turning);
+        } else if (unit >= first_values) {
+            append_values<Page>(arguments, shape, place, unit - first_values);
         }
         raw = next;
     }
