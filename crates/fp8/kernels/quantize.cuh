@@ -26,21 +26,14 @@ __device__ __forceinline__ float2 f32x2_from_bf16x2(uint32_t pair) {
     return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
 }
 
+// Of magnitudes, which are in the order of their bits.
 __device__ __forceinline__ float block_max(float value) {
-    __shared__ float of_warp[32];
-#pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) {
-        value = fmaxf(value, __shfl_xor_sync(whole_warp, value, offset));
-    }
+    __shared__ uint32_t of_warp[32];
+    const uint32_t bits = __reduce_max_sync(whole_warp, __float_as_uint(value));
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    if (lane == 0) of_warp[warp] = value;
+    if (lane == 0) of_warp[warp] = bits;
     __syncthreads();
-    value = lane < blockDim.x / 32 ? of_warp[lane] : 0.0f;
-#pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) {
-        value = fmaxf(value, __shfl_xor_sync(whole_warp, value, offset));
-    }
-    return value;
+    return __uint_as_float(__reduce_max_sync(whole_warp, lane < blockDim.x / 32 ? of_warp[lane] : 0u));
 }
 
 // Magnitudes of two bf16 are compared as they are; max passes over NaN, as the host's maximum does.
