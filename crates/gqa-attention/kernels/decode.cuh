@@ -7,6 +7,8 @@
 //     blocks    |     block 0     |     block 1     |     block 2     |     block 3     | ...   one to a multiprocessor
 //     workers   | w0  | w1  | w2  | w0  | w1  | w2  | ...                          four warps and a loading warp each
 //
+//             But a lone sequence's items have blocks of their own, so that none has two to join.
+//
 //   warp      S^T[its tokens, its columns] = K . Q^T,   P^T = 2^(S^T - reference),   O^T[head_dim, its columns] += V^T . P^T
 //             columns = query tokens x heads of the group, padded to a multiple of 8. The four warps of a worker share each page,
 //             and nothing else: every warp has its own O, references and sums of its columns, so none waits for another.
@@ -35,7 +37,7 @@
 //             f32. A column's reference follows its maximum only when that has grown by 2^slack: P has room for it.
 //
 //   wide      Groups of 17 to 32 heads of 64 dims over e4m3 are arithmetic's, not memory's: for them four warps multiply
-//             as one (decode_group.cuh).
+//             as one (decode_group.cuh), and a fourth worker fills the schedulers; loading warps give it registers.
 #pragma once
 #include <cstdint>
 #include <type_traits>
@@ -86,26 +88,32 @@ __device__ __forceinline__ void consume(const DecodeArgs& args, typename Tile::S
             if (++slot == Tile::stages) slot = 0, parity ^= 1;
         }
 
-        // The partial results of the piece before are read.
-        named_barrier_sync(1 + worker, 128);
-        state.store(my.partial[state.token_warp], value_scale);
         const bool complete = piece.end - piece.begin == piece.tiles;
-        if (complete || !last) {
-            // A first piece that others follow is put aside; the warps' parts of a last one stay where they are.
-            float* rows = complete                ? nullptr
-                          : Tile::first_in_shared ? my.first
-                                                  : args.first_pieces + static_cast<uint64_t>(blockIdx.x * Tile::workers + worker) *
-                                                                           Tile::partial_floats;
-            named_barrier_sync(1 + worker, 128);
-            const auto parts = [&](int i) { return my.partial[i]; };
-            join<Tile, Tile::template turn<128>, false>(args, piece, parts, Tile::token_warps, Exchange{}, rows, thread, 128);
-            if (!complete && thread == 0) {
-                shared.block.piece[2 * worker] = piece;
-                shared.block.partial[worker * Tile::slots] = rows;
+        // A first piece that others follow is put aside; the warps' parts of a last one stay where they are.
+        const auto aside = [&] {
+            return Tile::first_in_shared ? my.first
+                                         : args.first_pieces + static_cast<uint64_t>(blockIdx.x * Tile::workers + worker) *
+                                                                   Tile::partial_floats;
+        };
+        if constexpr (Tile::warpgroup) {
+            // A thread has all that there is of its numbers.
+            if (complete)
+                state.write(args, piece, value_scale);
+            else
+                state.store(last ? my.partial[0] : aside(), value_scale);
+        } else {
+            named_barrier_sync(1 + worker, 128);  // the partial results of the piece before are read
+            state.store(my.partial[state.token_warp], value_scale);
+            if (complete || !last) {
+                named_barrier_sync(1 + worker, 128);
+                const auto parts = [&](int i) { return my.partial[i]; };
+                join<Tile, Tile::template fours<128>, false>(args, piece, parts, (1u << Tile::token_warps) - 1, Exchange{},
+                                                            complete ? nullptr : aside(), thread, 128);
             }
-        } else if (thread < Tile::token_warps) {
-            if (thread == 0) shared.block.piece[2 * worker + 1] = piece;
-            shared.block.partial[worker * Tile::slots + 1 + thread] = my.partial[thread];
+        }
+        if (!complete && thread < (last ? Tile::token_warps : 1)) {
+            if (thread == 0) shared.block.piece[2 * worker + last] = piece;
+            shared.block.partial[worker * Tile::slots + last + thread] = last ? my.partial[thread] : aside();
         }
         barrier_arrive(item_empty + 8 * item_slot);
         if (++item_slot == Tile::items_ahead) item_slot = 0, item_parity ^= 1;
@@ -136,12 +144,19 @@ __device__ __forceinline__ void decode(const DecodeArgs& args) {
         }
     if (threadIdx.x < 2 * Tile::workers) shared.block.piece[threadIdx.x].begin = shared.block.piece[threadIdx.x].end = 0;
     if (threadIdx.x < Tile::workers * Tile::slots) shared.block.partial[threadIdx.x] = nullptr;
-    __syncthreads();
     const bool loads = threadIdx.x >= Tile::workers * 128;
     const uint32_t worker = warp_uniform(loads ? (threadIdx.x - Tile::workers * 128) / 32 : threadIdx.x / 128);
+    Share<Tile::columns> share;
     if (loads) {
-        produce<Tile>(args, shared, worker);
+        if (!args.settled) grid_wait_predecessor();
+        share = plan<Tile::columns, Tile::workers>(args, worker, 2 + Tile::workers, shared.block.warp_sum, shared.block.start);
+    }
+    __syncthreads();
+    if (loads) {
+        if constexpr (Tile::workers == 4) registers_shrink<64>();
+        produce<Tile>(args, shared, worker, share);
     } else {
+        if constexpr (Tile::workers == 4) registers_grow<104>();
         grid_wait_predecessor();
         grid_release_successor();
         consume<Tile>(args, shared, worker);

@@ -19,6 +19,7 @@
 #include <peregrine/core_matrix.cuh>
 #include <peregrine/sync.cuh>
 
+#include "decode_output.cuh"
 #include "decode_warp.cuh"
 
 namespace peregrine {
@@ -112,7 +113,7 @@ struct GroupState : WarpState<Tile> {
 
     __device__ __forceinline__ void add_alibi(const DecodeArgs& args, const typename Tile::Piece& piece, int position,
                                               float (&s)[4][4]) const {
-        const float slope_unit = args.softmax_scale * log2_e / scale;
+        const float slope_unit = __fdividef(args.softmax_scale * log2_e, scale);
         const int own = Warp::query_token(args, piece, own_column());
         const float slope = args.alibi_slopes[(piece.head - own) * args.group_size + Warp::query_column(args, piece, own_column())];
         const float own_bias = alibi_bias(slope, piece.context_len - piece.query_len + own);
@@ -217,6 +218,21 @@ struct GroupState : WarpState<Tile> {
         float all = sum + __shfl_xor_sync(~0u, sum, 1);
         all += __shfl_xor_sync(~0u, all, 2);
         if (lane % 4 == 0) *reinterpret_cast<float2*>(row + Tile::head_dim) = make_float2(top, all * (1.0f / 16));
+    }
+
+    // The output of an item that the worker has wholly.
+    __device__ __forceinline__ void write(const DecodeArgs& args, const typename Tile::Piece& piece, float value_scale) const {
+        float all = sum + __shfl_xor_sync(~0u, sum, 1);
+        all += __shfl_xor_sync(~0u, all, 2);
+        all *= 1.0f / 16;
+        if (own_column() >= columns_of<Tile>(args, piece)) return;
+        const OutputRow out(args, piece, Tile::columns, own_column());
+        const float norm = norm_of(all);
+        uint16_t* const row = args.output + out.row * Tile::head_dim + 2 * (lane % 4);
+#pragma unroll
+        for (int d = 0; d < dims; ++d)
+            *reinterpret_cast<uint32_t*>(row + 8 * d) = bf16x2_from_f32(o[d][0] * value_scale * norm, o[d][1] * value_scale * norm);
+        if (args.lse && lane % 4 == 0) out.write_log_sum_exp(args, top, all, Tile::shift);
     }
 };
 

@@ -68,7 +68,8 @@ __device__ __forceinline__ float load_queries(const DecodeArgs& args, const type
 
 // Everything a worker consumes, in the order of the line: its pieces, and their pages. A last piece without tiles ends it.
 template <class Tile>
-__device__ __forceinline__ void produce(const DecodeArgs& args, typename Tile::Shared& shared, uint32_t worker) {
+__device__ __forceinline__ void produce(const DecodeArgs& args, typename Tile::Shared& shared, uint32_t worker,
+                                        Share<Tile::columns>& share) {
     const uint32_t lane = threadIdx.x % 32;
     const uint32_t ring = shared_address(shared.ring[worker]), full = shared_address(shared.full[worker]);
     const uint32_t empty = shared_address(shared.empty[worker]), item_full = shared_address(shared.item_full[worker]);
@@ -76,9 +77,6 @@ __device__ __forceinline__ void produce(const DecodeArgs& args, typename Tile::S
     uint32_t slot = 0, parity = 1, item_slot = 0, item_parity = 1;
     // Where the batch is settled, only pages that hold new tokens wait for the kernel before.
     bool waited = !args.settled, any = false;
-    if (waited) grid_wait_predecessor();
-    Share<Tile::columns> share =
-        plan<Tile::columns, Tile::workers>(args, worker, 2 + Tile::workers, shared.block.warp_sum, shared.block.start);
     const uint32_t end = share.end;
     uint32_t place = share.begin;
     for (bool last = false; !last;) {

@@ -24,7 +24,7 @@ struct DecodeArgs {
     uint16_t* output;              // bf16, as query
     float* lse;                    // [tokens, query_heads], natural logarithm; or null
     uint32_t* finished;            // [gridDim.x], prefill's counters: zero before the first launch, every launch leaves zeros
-    float* parts;                  // workspace, gridDim.x * columns * head_dim * 2: every launch leaves `absent` (decode_join.cuh)
+    float* parts;                  // workspace, gridDim.x * columns * head_dim * 3 / 2: every launch leaves `absent` (decode_join.cuh)
     float* first_pieces;           // workspace, gridDim.x * workers * columns * (head_dim + 4)
     uint32_t batch, query_len, kv_heads, group_size;
     uint32_t max_pages;  // row stride of block_table
@@ -39,7 +39,7 @@ struct Sequence {
     int context_len, query_start, query_len;
     uint32_t first_page, tiles, items, lead, column_tiles;
     // An item takes `lead` places more than it has tiles, in front of them: what its queries and its output cost. Blocks
-    // with many short items then get fewer tiles than blocks with a long one.
+    // with many short items then get fewer tiles than blocks with a long one. None in small batches, where all items are cut.
     __device__ __forceinline__ uint32_t places() const { return (tiles + lead) * items; }
 };
 
@@ -66,7 +66,7 @@ __device__ __forceinline__ Sequence sequence_of(const DecodeArgs& args, Lengths 
     s.tiles = pages > s.first_page ? pages - s.first_page : 1;  // an empty sequence keeps one tile, all masked: zeros
     s.column_tiles = (static_cast<uint32_t>(s.query_len) * args.group_size + columns - 1) / columns;
     s.items = args.kv_heads * s.column_tiles;
-    s.lead = args.batch > 16;
+    s.lead = args.batch > 16 ? 2 : 0;
     return s;
 }
 
@@ -91,17 +91,27 @@ struct Walk {
     }
 };
 
-// `total` places over `blocks` blocks: the first `longer` of them take each + 1, the others `each`.
+// `total` places over `blocks` blocks: the first `longer` of them take each + 1, the others `each`. Or, where `item` says how many
+// places an item has, equal items over `blocks` blocks each.
 struct Split {
-    uint32_t total, blocks, each, longer;
+    uint32_t total, blocks, each, longer, item;
     __device__ __forceinline__ uint32_t begin(uint32_t block) const {
+        if (item) return min(block / blocks * item + block % blocks * item / blocks, total);
         return block < blocks ? block * each + min(block, longer) : total;
     }
     __device__ __forceinline__ uint32_t block_of(uint32_t place) const {
+        if (item) return place / item * blocks + ((place % item + 1) * blocks - 1) / item;
         const uint32_t bend = longer * (each + 1);
         return place < bend ? place / (each + 1) : longer + (place - bend) / each;
     }
 };
+
+// The items of a lone sequence: each on blocks of its own, as few as leave no worker more pages than all of them would.
+template <int workers>
+__device__ __forceinline__ Split split_alone(const Sequence& seq, uint32_t grid) {
+    const uint32_t room = grid / seq.items, pages = (seq.tiles + workers * room - 1) / (workers * room);
+    return Split{seq.tiles * seq.items, (seq.tiles + workers * pages - 1) / (workers * pages), 0, 0, seq.tiles};
+}
 
 // A worker's places of the line, and where they start.
 template <int columns>
@@ -123,11 +133,16 @@ __device__ __forceinline__ Share<columns> plan(const DecodeArgs& args, uint32_t 
     const uint32_t low = min((together ? worker * 32 + lane : lane) * strip, args.batch), high = min(low + strip, args.batch);
     uint32_t sum = 0;
     Lengths first{};
-#pragma unroll 4
-    for (uint32_t b = low; b < high; ++b) {
-        const Lengths lengths = load_lengths(args, b);
-        if (b == low) first = lengths;
-        sum += sequence_of<columns>(args, lengths).places();
+    constexpr uint32_t batch = 8;  // loads that go out together
+#pragma unroll 1
+    for (uint32_t b = low; b < high; b += batch) {
+        Lengths lengths[batch];
+#pragma unroll
+        for (uint32_t i = 0; i < batch; ++i) lengths[i] = load_lengths(args, min(b + i, args.batch - 1));
+        if (b == low) first = lengths[0];
+#pragma unroll
+        for (uint32_t i = 0; i < batch; ++i)
+            if (b + i < high) sum += sequence_of<columns>(args, lengths[i]).places();
     }
     uint32_t scan = sum;
 #pragma unroll
@@ -149,8 +164,14 @@ __device__ __forceinline__ Share<columns> plan(const DecodeArgs& args, uint32_t 
     }
     Share<columns> share;
     Split& split = share.split;
-    split.total = total, split.blocks = max(1u, min(gridDim.x, (total + workers - 1) / workers));
+    split.item = 0, split.total = total, split.blocks = max(1u, min(gridDim.x, (total + workers - 1) / workers));
     split.each = total / split.blocks, split.longer = total - split.each * split.blocks;
+    if (args.batch == 1) {
+        const Lengths lengths{__shfl_sync(~0u, first.context_len, 0), __shfl_sync(~0u, first.query_start, 0),
+                              __shfl_sync(~0u, first.query_len, 0)};
+        const Sequence lone = sequence_of<columns>(args, lengths);
+        if (lone.items - 1 < gridDim.x) split = split_alone<workers>(lone, gridDim.x);
+    }
     const uint32_t begin = split.begin(blockIdx.x), places = split.begin(blockIdx.x + 1) - begin;
     const auto worker_begin = [&](uint32_t w) { return begin + w * places / workers; };
     share.begin = worker_begin(worker), share.end = worker_begin(worker + 1);
@@ -159,17 +180,26 @@ __device__ __forceinline__ Share<columns> plan(const DecodeArgs& args, uint32_t 
     if (together) {
         for (int w = 0; w < workers; ++w) {
             const uint32_t from = worker_begin(w);
-            if (from >= exclusive && from < inclusive) {
-                uint32_t b = low, place = exclusive;
-                Sequence seq = sequence_of<columns>(args, first);
-                while (from >= place + seq.places()) {
-                    place += seq.places();
-                    seq = sequence_of<columns>(args, load_lengths(args, ++b));
-                }
-                start[w] = Walk<columns>{seq, b, place, 0, 0};
-            }
+            if (from >= exclusive && from < inclusive) start[w].sequence = low, start[w].place = exclusive;
         }
         named_barrier_sync(barrier, lanes);
+        // Within that lane's strip: a sequence to a lane.
+        uint32_t index = start[worker].sequence, place = start[worker].place;
+        for (bool found = false; !found && share.begin < total; index += 32) {
+            const Lengths lengths = load_lengths(args, min(index + lane, args.batch - 1));
+            const Sequence seq = sequence_of<columns>(args, lengths);
+            uint32_t end = index + lane < args.batch ? seq.places() : 0;
+#pragma unroll
+            for (int step = 1; step < 32; step *= 2) {
+                const uint32_t other = __shfl_up_sync(~0u, end, step);
+                if (lane >= step) end += other;
+            }
+            const uint32_t behind = __ballot_sync(~0u, share.begin < place + end);
+            found = behind != 0;
+            if (found && lane == __ffs(behind) - 1) start[worker] = Walk<columns>{seq, index + lane, place + end - seq.places(), 0, 0};
+            place += __shfl_sync(~0u, end, 31);
+        }
+        __syncwarp();
         share.walk = start[worker];
     } else {
         const int holder = max(__ffs(__ballot_sync(~0u, share.begin < inclusive)) - 1, 0);

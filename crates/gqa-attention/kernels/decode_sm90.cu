@@ -11,7 +11,7 @@ using namespace peregrine;
 #define DECODE_VARIANTS(V)                      \
     V(E4m3, e4m3, 64, 8, 3, 1, false, 212224)   \
     V(E4m3, e4m3, 64, 16, 3, 2, false, 224896)  \
-    V(E4m3, e4m3, 64, 32, 3, 4, true, 225536)   \
+    V(E4m3, e4m3, 64, 32, 4, 4, true, 202240)   \
     V(E4m3, e4m3, 64, 64, 2, 4, false, 201728)  \
     V(E4m3, e4m3, 64, 72, 2, 4, false, 210432)  \
     V(E4m3, e4m3, 128, 8, 3, 1, false, 224384)  \

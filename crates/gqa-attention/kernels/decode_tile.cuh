@@ -93,13 +93,11 @@ struct DecodeTile {
     static constexpr float shift = warpgroup ? 6.0f : Element::shift, slack = warpgroup ? 2.5f : 6.0f;
     static constexpr int items_ahead = 2;
     static constexpr bool queries_ahead = columns <= 32 && columns * head_dim <= 2048;  // by copies, where a sequence has one
-    // What a block leaves of an item that later blocks go on with: records of 8 floats, one for each four dims of a column.
-    static constexpr int part_floats = columns * (head_dim / 4) * 8;
-    // Of a thread that joins with others, so many fours of dims at a time.
+    // What a block leaves of an item that later blocks go on with: O, and top and sum for each four dims of a column.
+    static constexpr int part_floats = columns * (head_dim / 4) * 6;
+    // So many fours of dims a thread takes at a time that joins with others.
     template <int among>
-    static constexpr int fours = (columns * (head_dim / 4) + among - 1) / among;
-    template <int among>
-    static constexpr int turn = fours<among> > 2 ? 4 : fours<among>;
+    static constexpr int fours = columns * (head_dim / 4) > 2 * among ? 4 : columns * (head_dim / 4) > among ? 2 : 1;
 
     static_assert(head_dim == 64 || head_dim == 128 || head_dim == 256);
     static_assert(columns % 8 == 0 && columns <= 72 && 4 % column_warps == 0);

@@ -28,7 +28,7 @@ impl DecodeVariant {
 
     /// Floats of the workspace that a block hands its part of an item over in: `part_floats` of decode_tile.cuh.
     pub fn part_floats(&self) -> usize {
-        2 * self.columns * self.head_dim
+        self.columns * self.head_dim * 3 / 2
     }
 
     /// Floats of the workspace that a block puts its workers' first pieces in, where its shared memory has no room.
@@ -68,7 +68,7 @@ macro_rules! decode_variants {
 pub(crate) static DECODE_VARIANTS: [DecodeVariant; 24] = decode_variants![
     "e4m3" 64 8 3 212224
     "e4m3" 64 16 3 224896
-    "e4m3" 64 32 3 225536
+    "e4m3" 64 32 4 202240
     "e4m3" 64 64 2 201728
     "e4m3" 64 72 2 210432
     "e4m3" 128 8 3 224384

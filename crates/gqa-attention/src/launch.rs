@@ -57,7 +57,7 @@ pub struct AttentionWorkspace {
 }
 
 impl Attention {
-    /// Room for launches of this plan on `stream`: 10 to 18 MB on an H200.
+    /// Room for launches of this plan on `stream`: 8 to 16 MB on an H200.
     pub fn workspace(&self, stream: &Arc<CudaStream>) -> Result<AttentionWorkspace> {
         let blocks = multiprocessors(stream)? as usize;
         let largest = |floats: fn(&DecodeVariant) -> usize| {
