@@ -2,8 +2,8 @@
 
 use super::DeviceInt4Weights;
 use super::schedule::{ABSENT, Schedule, Tiling};
-use crate::W4A16;
 use crate::pack::{BLOCK, Layout, UNIT, WINDOW};
+use crate::{Int4Shape, W4A16};
 use bytemuck::{Pod, Zeroable};
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
 use device::gpu::{
@@ -26,6 +26,8 @@ struct Variant {
     tokens: usize,
     /// The fewest output features it is chosen for.
     from_features: usize,
+    /// With fewer, the fewest weights, in millions.
+    or_weights: usize,
     /// Multiplying warpgroups of a block.
     multipliers: usize,
     /// Blocks of 64 features that each of them has.
@@ -35,38 +37,41 @@ struct Variant {
 }
 
 macro_rules! variants {
-    ($($name:literal $group_size:literal $tokens:literal $from:literal $multipliers:literal $blocks:literal $stages:literal)*) => {
+    ($($name:literal $group_size:literal $tokens:literal $from:literal $weights:tt $multipliers:literal $blocks:literal $stages:literal)*) => {
         [$(Variant {
             bf16: Kernel::new(&CUBIN, concat!("w4a16_bf16_", $name)),
             f16: Kernel::new(&CUBIN, concat!("w4a16_f16_", $name)),
             group_size: $group_size,
             tokens: $tokens,
             from_features: $from,
+            or_weights: variants!(@least $weights),
             multipliers: $multipliers,
             blocks: $blocks,
             stages: $stages,
         }),*]
     };
+    (@least none) => { usize::MAX };
+    (@least $weights:literal) => { $weights };
 }
 
-/// In step with w4a16_sm90.cu. Of the narrowest tiles that hold the batch (or else the widest) the last whose `from_features`
-/// are there: tiles of 512 features read activations half as often, and pay where there is one for most multiprocessors.
+/// In step with w4a16_sm90.cu. Of the narrowest tiles that hold the batch (or else the widest) the last whose output features or
+/// weights are there: tiles of 512 features read activations half as often and ask for more weights at once, but more blocks share one.
 static VARIANTS: [Variant; 14] = variants![
-    // name       group_size  tokens   from  multipliers  blocks  stages
-    "g128_t8_f256"        128       8      0            4       1      12
-    "g128_t8_f512"        128       8  12288            4       2       6
-    "g128_t16_f256"       128      16      0            4       1      10
-    "g128_t16_f512"       128      16  12288            4       2       5
-    "g128_t32_f256"       128      32      0            4       1       8
-    "g128_t32_f512"       128      32  12288            4       2       5
-    "g128_t64_f256"       128      64      0            2       2       6
-    "g128_t64_f512"       128      64  32768            2       4       4
-    "g128_t128_f256"      128     128      0            2       2       4
-    "g64_t8_f256"          64       8      0            4       1      11
-    "g64_t16_f256"         64      16      0            4       1      10
-    "g64_t32_f256"         64      32      0            4       1       8
-    "g64_t64_f256"         64      64      0            2       2       6
-    "g64_t128_f256"        64     128      0            2       2       4
+    // name       group_size  tokens   from  weights  multipliers  blocks  stages
+    "g128_t8_f256"        128       8      0        0            4       1      12
+    "g128_t8_f512"        128       8  12288      128            4       2       6
+    "g128_t16_f256"       128      16      0        0            4       1      10
+    "g128_t16_f512"       128      16  12288      128            4       2       5
+    "g128_t32_f256"       128      32      0        0            4       1       8
+    "g128_t32_f512"       128      32  32768     none            4       2       5
+    "g128_t64_f256"       128      64      0        0            2       2       6
+    "g128_t64_f512"       128      64  32768     none            2       4       4
+    "g128_t128_f256"      128     128      0        0            2       2       4
+    "g64_t8_f256"          64       8      0        0            4       1      11
+    "g64_t16_f256"         64      16      0        0            4       1      10
+    "g64_t32_f256"         64      32      0        0            4       1       8
+    "g64_t64_f256"         64      64      0        0            2       2       6
+    "g64_t128_f256"        64     128      0        0            2       2       4
 ];
 
 /// Activations in a row of the 128-byte swizzle: half a unit.
@@ -74,12 +79,16 @@ const BOX: usize = UNIT / 2;
 
 impl Variant {
     /// The fastest for a batch, by the measurements in the README.
-    fn choose(group_size: usize, tokens: usize, out_features: usize) -> Option<&'static Self> {
+    fn choose(shape: Int4Shape, tokens: usize) -> Option<&'static Self> {
+        let (group_size, features) = (shape.group_size(), shape.out_features());
+        let millions = features.saturating_mul(shape.in_features()) / 1_000_000;
         let fitting = VARIANTS.iter().filter(|variant| variant.group_size == group_size);
         let widest = fitting.clone().map(|variant| variant.tokens).max()?;
         let tile =
             fitting.clone().map(|variant| variant.tokens).find(|&tile| tile >= tokens).unwrap_or(widest);
-        fitting.rev().find(|variant| variant.tokens == tile && variant.from_features <= out_features)
+        fitting.rev().find(|variant| {
+            variant.tokens == tile && (variant.from_features <= features || variant.or_weights <= millions)
+        })
     }
 
     fn threads(&self) -> u32 {
@@ -312,7 +321,7 @@ impl W4A16 {
     fn schedule(&self, tokens: usize, multiprocessors: usize) -> Result<(&'static Variant, Schedule)> {
         let shape = self.shape();
         let units = Layout::new(shape)?.units;
-        let variant = Variant::choose(shape.group_size(), tokens, shape.out_features())
+        let variant = Variant::choose(shape, tokens)
             .ok_or_else(|| Self::CHECK.error("group_size", "64 or 128", shape.group_size()))?;
         let tile = [variant.features(), variant.tokens];
         Ok((variant, Schedule::new(tile, shape.out_features(), tokens, units, multiprocessors)))
@@ -323,13 +332,16 @@ impl W4A16 {
 mod tests {
     use super::super::schedule::Schedule;
     use super::{VARIANTS, Variant};
+    use crate::Int4Shape;
 
     #[test]
     fn the_narrowest_tile_that_holds_the_batch_is_chosen() {
-        let chosen = |group_size, tokens, out_features| {
-            let variant = Variant::choose(group_size, tokens, out_features)?;
+        let chosen = |group_size, tokens, [out_features, in_features]: [usize; 2]| {
+            let shape = Int4Shape::new(in_features, out_features, group_size).ok()?;
+            let variant = Variant::choose(shape, tokens)?;
             Some((variant.tokens, variant.features()))
         };
+        let [small, deep, square, wide] = [[8192, 8192], [8192, 28672], [14848, 14848], [57344, 8192]];
         for (tokens, tile) in [
             (0, 8),
             (1, 8),
@@ -342,11 +354,14 @@ mod tests {
             (129, 128),
             (4096, 128),
         ] {
-            assert_eq!(chosen(128, tokens, 8192), Some((tile, 256)));
-            assert_eq!(chosen(128, tokens, 57344), Some((tile, if tile == 128 { 256 } else { 512 })));
-            assert_eq!(chosen(64, tokens, 57344), Some((tile, 256)));
+            let up_to = |widest| Some((tile, if tile <= widest { 512 } else { 256 }));
+            assert_eq!(chosen(128, tokens, small), up_to(0));
+            assert_eq!(chosen(128, tokens, deep), up_to(16));
+            assert_eq!(chosen(128, tokens, square), up_to(16));
+            assert_eq!(chosen(128, tokens, wide), up_to(64));
+            assert_eq!(chosen(64, tokens, wide), up_to(0));
         }
-        assert_eq!(chosen(32, 1, 64), None);
+        assert_eq!(chosen(32, 1, [64, 64]), None);
         for variant in &VARIANTS {
             assert!(variant.shared_bytes(false) <= 227 * 1024, "{variant:?}");
         }

@@ -62,8 +62,8 @@ macro_rules! variants {
 /// the better choice for a while.
 static VARIANTS: [Variant; 18] = variants![
     // name              group_size  up_to   from  tokens  multipliers  blocks  stages  cluster  resident
-    "w4a8_g128_t16_f512"         128     16  32768      16            4       2       6        1         1
     "w4a8_g128_t8_f256"          128      8      0       8            2       2       5        1         2
+    "w4a8_g128_t16_f512"         128     16  32768      16            4       2       6        1         1
     "w4a8_g128_t16_f256"         128     16      0      16            2       2       5        1         2
     "w4a8_g128_t32_f512"         128     32  32768      32            4       2       5        1         1
     "w4a8_g128_t32_f256"         128     32      0      32            4       1      10        1         1
@@ -351,8 +351,8 @@ mod tests {
             Some((variant.tokens, variant.features()))
         };
         for (tokens, narrow, wide) in [
-            (0, (8, 256), (16, 512)),
-            (8, (8, 256), (16, 512)),
+            (0, (8, 256), (8, 256)),
+            (8, (8, 256), (8, 256)),
             (9, (16, 256), (16, 512)),
             (16, (16, 256), (16, 512)),
             (17, (32, 256), (32, 512)),
