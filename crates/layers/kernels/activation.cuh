@@ -54,10 +54,11 @@ struct ActivationInput {
     uint32_t slices;          // blocks to a row
 };
 
-// The thread's vectors of its block's slice; zeros beyond the row. `first` is the slice's first vector.
-template <Activation activation>
+// The thread's vectors of its block's slice; zeros beyond the row. `first` is the slice's first vector. `between` is called when
+// all of them have been asked for: a barrier there keeps the assembler from asking for some of them later.
+template <Activation activation, class Between>
 __device__ __forceinline__ void activated(const ActivationInput& input, uint32_t token, uint32_t first,
-                                          Vector (&y)[thread_vectors]) {
+                                          Vector (&y)[thread_vectors], Between between) {
     constexpr bool gated = activation == Activation::swiglu;
     const uint32_t vectors = input.features / vector_features;
     const uint16_t* row = input.rows + static_cast<size_t>(token) * input.features * (gated ? 2 : 1);
@@ -68,6 +69,7 @@ __device__ __forceinline__ void activated(const ActivationInput& input, uint32_t
         x[i] = vector < vectors ? load_packed(row, vector) : uint4{};
         up[i] = gated && vector < vectors ? load_packed(row + input.features, vector) : uint4{};
     }
+    between();
 #pragma unroll
     for (int i = 0; i < thread_vectors; ++i) {
         y[i] = from_bf16(x[i]);
@@ -97,7 +99,7 @@ __device__ __forceinline__ void activate(const ActivationInput& input, uint16_t*
     const uint32_t token = blockIdx.x / input.slices;
     const uint32_t first = blockIdx.x % input.slices * (blockDim.x * thread_vectors);
     Vector y[thread_vectors];
-    activated<activation>(input, token, first, y);
+    activated<activation>(input, token, first, y, [] {});
 #pragma unroll
     for (int i = 0; i < thread_vectors; ++i) {
         const uint32_t vector = first + vector_of(i);

@@ -103,12 +103,11 @@ __device__ __forceinline__ void activate_quantize(const ActivationInput& input, 
     const uint32_t token = cluster_number(), slice = peregrine::cluster_block_rank();
     const uint32_t first = slice * (blockDim.x * thread_vectors);
     Vector y[thread_vectors];
-    activated<activation>(input, token, first, y);
+    activated<activation>(input, token, first, y, [&] { meeting.ready(input.slices); });
 
     float largest = 0.0f;
 #pragma unroll
     for (const Vector& v : y) largest = fmaxf(largest, absmax(v));
-    meeting.ready(input.slices);
     const float scale = scale_of(meeting.maximum(0, input.slices, largest));
     const float reciprocal = __frcp_rn(scale);
     if (slice == 0 && threadIdx.x == 0) scales[token] = scale;

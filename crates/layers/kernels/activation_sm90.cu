@@ -2,21 +2,21 @@
 // features each (64 in gelu_rows_quantize). The quantizing ones are launched in clusters of `slices`.
 #include "activation_quantize.cuh"
 
-// 640 threads twice are 48 registers each: five blocks of 256 to a multiprocessor, of which some load, some compute, some wait
-// for their cluster. Longer rows are taken by blocks of 512. ptxas would have `identity` spill there.
-#define ENTRY(NAME, PLAIN, QUANTIZING)                                                                                           \
+// 640 threads twice are 48 registers each, 576 are 56: five blocks of 224 to a multiprocessor, of which some load, some compute,
+// some wait for their cluster. Longer rows are taken by blocks of 512. ptxas would have `identity` spill there.
+#define ENTRY(NAME, PLAIN, QUANTIZING)                                                                               \
     extern "C" __global__ void __launch_bounds__ PLAIN                                                               \
         NAME(const uint16_t* input, const float* multiplier, uint32_t features, uint32_t slices, uint16_t* output) { \
         layers::activate<layers::Activation::NAME>({input, multiplier, features, slices}, output);                   \
     }                                                                                                                \
-    extern "C" __global__ void __launch_bounds__ QUANTIZING NAME##_quantize(                                        \
+    extern "C" __global__ void __launch_bounds__ QUANTIZING NAME##_quantize(                                         \
         const uint16_t* input, const float* multiplier, uint32_t features, uint32_t slices, uint8_t* codes,          \
         float* scales, float* group_sums, uint32_t group_lanes) {                                                    \
         layers::activate_quantize<layers::Activation::NAME>({input, multiplier, features, slices}, codes, scales,    \
                                                             group_sums, group_lanes);                                \
     }
 
-ENTRY(swiglu, (512), (640, 2))
+ENTRY(swiglu, (512), (576, 2))
 ENTRY(gelu, (512), (640, 2))
 ENTRY(silu, (512), (640, 2))
 ENTRY(identity, (512, 1), (512, 2))
