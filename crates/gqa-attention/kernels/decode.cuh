@@ -75,14 +75,16 @@ __device__ __forceinline__ void consume(const DecodeArgs& args, typename Tile::S
         state.scale = fmaxf(args.softmax_scale * log2_e * key_scale * query_scale, 1e-30f);
         state.clear();
         // Tokens that every column sees, and tokens that some column sees.
-        const int all_high = piece.context_len - piece.query_len + 1, any_high = piece.context_len;
-        const int all_low = args.window ? max(0, any_high - static_cast<int>(args.window)) : 0;
-        const int any_low = args.window ? max(0, all_high - static_cast<int>(args.window)) : 0;
+        int all_high = piece.context_len - piece.query_len + 1, any_high = piece.context_len;
+        int all_low = args.window ? max(0, any_high - static_cast<int>(args.window)) : 0;
+        int any_low = args.window ? max(0, all_high - static_cast<int>(args.window)) : 0;
+        // Kept in registers: worked out again they are ten instructions a page.
+        if constexpr (Tile::warpgroup) asm volatile("" : "+r"(all_low), "+r"(all_high), "+r"(any_low), "+r"(any_high));
         int position = (piece.first_page + piece.begin - piece.item) * page_tokens;
 
         for (int left = piece.end - piece.begin; left > 0; --left, position += page_tokens) {
             barrier_wait(full + 8 * slot, parity);
-            state.add_page(args, piece, position, keys + slot * state.page_step, values + slot * Tile::page_bytes, all_low, all_high,
+            state.add_page(args, piece, position, keys + slot * state.page_step, values + slot * state.page_step, all_low, all_high,
                            any_low, any_high);
             barrier_arrive(empty + 8 * slot);  // all threads: as cheap as one, and sanitizers follow it
             if (++slot == Tile::stages) slot = 0, parity ^= 1;
@@ -148,6 +150,7 @@ __device__ __forceinline__ void decode(const DecodeArgs& args) {
     const uint32_t worker = warp_uniform(loads ? (threadIdx.x - Tile::workers * 128) / 32 : threadIdx.x / 128);
     Share<Tile::columns> share;
     if (loads) {
+        if (worker == 0) prefetch_first(args);
         if (!args.settled) grid_wait_predecessor();
         share = plan<Tile::columns, Tile::workers>(args, worker, 2 + Tile::workers, shared.block.warp_sum, shared.block.start);
     }

@@ -39,10 +39,10 @@ struct GroupState : WarpState<Tile> {
 
     __device__ __forceinline__ explicit GroupState(int thread_) : Warp(thread_), thread(thread_) {}
 
-    static constexpr int page_step = Tile::page_bytes / 16;
+    static constexpr int page_step = Tile::page_bytes / 16;  // descriptors count 16 bytes
     __device__ __forceinline__ uint32_t keys_of(uint32_t ring) const { return warp_uniform(core_matrix_tile(ring, page_tokens)); }
 
-    __device__ __forceinline__ uint32_t values_of(uint32_t tile) const { return tile; }
+    __device__ __forceinline__ uint32_t values_of(uint32_t tile) const { return warp_uniform(core_matrix_tile(tile, Tile::head_dim)); }
 
     __device__ __forceinline__ void clear() {
         sum = 0.0f, top = no_reference;
@@ -148,7 +148,7 @@ struct GroupState : WarpState<Tile> {
 #pragma unroll
             for (int t = 0; t < 16; ++t)
                 if (first + t >= low && first + t < high) mask[t / 4] |= 0xffu << (8 * (t % 4));
-            const uint32_t address = values + i * 16;
+            const uint32_t address = (values % (1u << 14) + i) * 16;  // of a descriptor
             asm volatile(
                 "{\n .reg .b32 x<4>;\n ld.shared.v4.b32 {x0,x1,x2,x3}, [%0];\n and.b32 x0, x0, %1;\n and.b32 x1, x1, %2;\n"
                 " and.b32 x2, x2, %3;\n and.b32 x3, x3, %4;\n st.shared.v4.b32 [%0], {x0,x1,x2,x3};\n}" ::"r"(address),
@@ -162,12 +162,12 @@ struct GroupState : WarpState<Tile> {
     // P under the reference, its terms as operands A of the products over 32 tokens each.
     __device__ __forceinline__ void weigh(const float (&s)[4][4], uint32_t (&p)[2][4]) {
         const float bias = Tile::shift + 4.0f - top;  // 16 p
-        float part[4] = {};
+        float part[4];
 #pragma unroll
         for (int b = 0; b < 4; ++b) {
             float x[4];
 #pragma unroll
-            for (int j = 0; j < 4; ++j) x[j] = exp2_approx(fmaf(s[b][j], scale, bias)), part[j] += x[j];
+            for (int j = 0; j < 4; ++j) x[j] = exp2_approx(fmaf(s[b][j], scale, bias)), part[j] = b ? part[j] + x[j] : x[j];
             const uint32_t low = f16x2_from_f32(x[0], x[1]), high = f16x2_from_f32(x[2], x[3]);
             const uint32_t first = e4m3x4_from_f16x4(f16x2_multiply(low, 0x2c002c00u), f16x2_multiply(high, 0x2c002c00u));  // 1 / 16
             p[b / 2][b % 2 * 2] = first;
@@ -181,13 +181,12 @@ struct GroupState : WarpState<Tile> {
     // O += P . V
     __device__ __forceinline__ void add_values(uint32_t values, uint32_t (&p)[2][4]) {
         float both[32];
-        const uint32_t tile = warp_uniform(core_matrix_tile(values, Tile::head_dim));
         wgmma_pin(p[0]);
         wgmma_pin(p[1]);
         wgmma_fence();
 #pragma unroll
         for (int k = 0; k < 2; ++k)
-            Wgmma<Tile::head_dim>::e4m3(both, p[k], core_matrix_descriptor(tile + k * (2 * Tile::head_dim)), k != 0);
+            Wgmma<Tile::head_dim>::e4m3(both, p[k], core_matrix_descriptor(values + k * (2 * Tile::head_dim)), k != 0);
         wgmma_commit();
         wgmma_wait<0>();
         wgmma_pin(both);

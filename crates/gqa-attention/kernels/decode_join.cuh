@@ -122,7 +122,8 @@ template <class Tile, int fours, bool exchange, class Rows>
 __device__ __forceinline__ void join(const DecodeArgs& args, const typename Tile::Piece& piece, const Rows& rows, uint32_t there,
                                      const Exchange& others, float* partial, int thread, int threads) {
     constexpr int quads = Tile::head_dim / 4, each = quads / fours;  // fours of dims of a column, and from one of a thread's to the next
-    constexpr int batch = fours == 4 ? 2 : 4, part_batch = fours == 4 ? 1 : fours == 2 ? 2 : 4;  // results at a time
+    constexpr int batch = fours == 4 ? 2 : fours == 1 && Tile::token_warps == 4 ? 6 : 4;  // partial results at a time
+    constexpr int part_batch = fours == 4 ? 1 : fours == 2 ? 2 : 4;                       // parts of others at a time
     const int columns = columns_of<Tile>(args, piece);
 #pragma unroll 1
     for (int base = thread; base < columns * each; base += threads) {

@@ -121,6 +121,19 @@ struct Share {
     Walk<columns> walk;
 };
 
+// What a block reads first is on its way to the L2 while the line is summed: the block table, from about where equal lengths would put
+// the block, and the scales. Only a hint, so it may precede what is waited for.
+__device__ __forceinline__ void prefetch_first(const DecodeArgs& args) {
+    constexpr uint32_t line = 128 / sizeof(uint32_t);
+    const uint32_t lane = threadIdx.x % 32;
+    const float sequence = __fdividef(static_cast<float>(blockIdx.x) * static_cast<float>(args.batch), static_cast<float>(gridDim.x));
+    const uint64_t entries = static_cast<uint64_t>(args.batch) * args.max_pages;
+    const uint64_t entry = static_cast<uint64_t>(sequence) * args.max_pages + lane * line;
+    if (entry < entries) asm volatile("prefetch.global.L2 [%0];" ::"l"(args.block_table + entry));
+    if (lane == 0 && args.k_scale) asm volatile("prefetch.global.L2 [%0];" ::"l"(args.k_scale));
+    if (lane == 0 && args.v_scale) asm volatile("prefetch.global.L2 [%0];" ::"l"(args.v_scale));
+}
+
 // The loading warps sum the line, a strip of sequences to a lane: all of them together, or, up to 32 sequences, each for itself.
 // `warp_sum` and `start` are shared by the block's loading warps.
 template <int columns, int workers>
@@ -128,6 +141,18 @@ __device__ __forceinline__ Share<columns> plan(const DecodeArgs& args, uint32_t 
                                                uint32_t (&warp_sum)[workers], Walk<columns> (&start)[workers]) {
     constexpr uint32_t lanes = 32 * workers;
     const uint32_t lane = threadIdx.x % 32;
+    Share<columns> share;
+    Split& split = share.split;
+    if (args.batch == 1) {
+        const Sequence lone = sequence_of<columns>(args, load_lengths(args, 0));
+        if (lone.items - 1 < gridDim.x) {
+            split = split_alone<workers>(lone, gridDim.x);
+            const uint32_t begin = split.begin(blockIdx.x), places = split.begin(blockIdx.x + 1) - begin;
+            share.begin = begin + worker * places / workers, share.end = begin + (worker + 1) * places / workers;
+            share.walk = Walk<columns>{lone, 0, 0, 0, 0};
+            return share;
+        }
+    }
     const bool together = args.batch > 32;
     const uint32_t strip = together ? (args.batch + lanes - 1) / lanes : 1;
     const uint32_t low = min((together ? worker * 32 + lane : lane) * strip, args.batch), high = min(low + strip, args.batch);
@@ -162,16 +187,8 @@ __device__ __forceinline__ Share<columns> plan(const DecodeArgs& args, uint32_t 
             total += part;
         }
     }
-    Share<columns> share;
-    Split& split = share.split;
     split.item = 0, split.total = total, split.blocks = max(1u, min(gridDim.x, (total + workers - 1) / workers));
     split.each = total / split.blocks, split.longer = total - split.each * split.blocks;
-    if (args.batch == 1) {
-        const Lengths lengths{__shfl_sync(~0u, first.context_len, 0), __shfl_sync(~0u, first.query_start, 0),
-                              __shfl_sync(~0u, first.query_len, 0)};
-        const Sequence lone = sequence_of<columns>(args, lengths);
-        if (lone.items - 1 < gridDim.x) split = split_alone<workers>(lone, gridDim.x);
-    }
     const uint32_t begin = split.begin(blockIdx.x), places = split.begin(blockIdx.x + 1) - begin;
     const auto worker_begin = [&](uint32_t w) { return begin + w * places / workers; };
     share.begin = worker_begin(worker), share.end = worker_begin(worker + 1);

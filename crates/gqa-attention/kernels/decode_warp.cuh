@@ -23,7 +23,7 @@ struct WarpState {
         lane = thread % 32, token_warp = warp / Tile::column_warps;
         first_column = warp % Tile::column_warps * (8 * column_blocks), first_token = token_warp * (16 * row_blocks);
     }
-    static constexpr int page_step = Tile::page_bytes;  // of `keys_of`
+    static constexpr int page_step = Tile::page_bytes;  // of `keys_of` and `values_of`
     // The lane's address in the first tile of keys, of values, for load_matrices.
     __device__ __forceinline__ uint32_t keys_of(uint32_t ring) const {
         return ring + first_token * 16 + lane / 16 * (16 * page_tokens) + lane % 16 * 16;
