@@ -29,6 +29,8 @@
 //      B, token m, group j:  columns 2j, 2j + 1 = high, low of X[m,j]
 //      A, feature n:         columns 2j, 2j + 1 = both the high part of -(s z)[j,n], then, in a second step, both the low
 //
+// Batches of 2048 tokens and more, in groups of 128, go another way: w4a8_widen.cuh and w4a8_widened.cuh.
+//
 // CLUSTERS. kCluster blocks that lie side by side multiply neighbouring feature tiles by the same tokens, in step: each copies its
 // share of a unit's activations into all of them, so that L2 is read once, which is energy. A stage is free when all of them have
 // released it. The kernel counts in clusters where the drawing below says block.

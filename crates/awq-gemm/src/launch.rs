@@ -4,6 +4,7 @@ mod pack;
 mod schedule;
 mod w4a16;
 mod w4a8;
+mod w4a8_widened;
 mod weights;
 
 pub use pack::DeviceTensors;

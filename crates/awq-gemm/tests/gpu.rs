@@ -25,8 +25,8 @@ use std::sync::Arc;
 type Stream = Arc<CudaStream>;
 
 /// Every tile of the variant table: tokens around each width, output features below and above what wide tiles ask for.
-const TOKENS: [usize; 22] =
-    [1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 191, 192, 193, 257, 256];
+const TOKENS: [usize; 23] =
+    [1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 191, 192, 193, 257, 256, 2048];
 
 /// One product with all its operands on the host.
 #[derive(Clone)]
@@ -219,6 +219,41 @@ fn every_variant_on_ragged_shapes() {
     }
 }
 
+/// Weights of large batches, widened in one step and in several, the last of them narrower; from a part of a ring of stages to many
+/// rounds of it.
+#[test]
+#[ignore = "needs an H200"]
+fn widened_weights_in_steps() {
+    let gpu = Gpu::open(0).unwrap();
+    let stream = gpu.stream();
+    let mut rng = Rng::new(11);
+    // A step of 256 features of 1024 input features.
+    let bytes = 2 * 8 * 2 * (64 * 128 + 64 * 4);
+    for (in_features, out_features, tokens) in
+        [(128, 64, 2048), (384, 704, 2049), (1024, 576, 2300), (1024, 1344, 2100), (1024, 256, 2305)]
+    {
+        for steps in [bytes, 2 * bytes, 1 << 24] {
+            let mut workspace = W4A8Workspace::with_widened_bytes(stream, steps).unwrap();
+            let shape = Int4Shape::new(in_features, out_features, 128).unwrap();
+            let exact = Case::new(shape, tokens, Codes::Exact, true, &mut rng);
+            check::<bf16>(stream, &mut workspace, &exact, Codes::Exact);
+            if !sanitized() {
+                let real = Case::new(shape, tokens, Codes::Real, false, &mut rng);
+                check::<bf16>(stream, &mut workspace, &real, Codes::Real);
+            }
+        }
+    }
+    let mut workspace = W4A8Workspace::with_widened_bytes(stream, bytes - 1).unwrap();
+    let case = OnDevice::new(
+        stream,
+        &Case::new(Int4Shape::new(1024, 64, 128).unwrap(), 2048, Codes::Exact, false, &mut rng),
+    );
+    let mut y = zeros::<bf16>(stream, 2048 * 64, "y").unwrap();
+    let bias = None::<&CudaSlice<f32>>;
+    let error = case.plan.launch(stream, &case.x, &case.weights, bias, &mut workspace, &mut y).unwrap_err();
+    assert!(error.to_string().contains("room for 270336 bytes of widened weights"), "{error}");
+}
+
 /// Whether every output is far from f16's largest.
 fn tame(case: &Case) -> bool {
     case.reference().iter().all(|y| y.abs() < 60000.0)
@@ -269,7 +304,7 @@ fn a_row_does_not_depend_on_the_others() {
     let stream = gpu.stream();
     let mut workspace = W4A8Workspace::new(stream).unwrap();
     let mut rng = Rng::new(4);
-    for tokens in [5, 16, 30, 64, 100, 140, 256, 300] {
+    for tokens in [5, 16, 30, 64, 100, 140, 256, 300, 2060] {
         let shape = Int4Shape::new(1024, 640, 128).unwrap();
         let case = Case::new(shape, tokens, Codes::Real, false, &mut rng);
         let together: Vec<bf16> = OnDevice::new(stream, &case).run(stream, &mut workspace);
@@ -304,7 +339,7 @@ fn back_to_back_and_replayed_full_size() {
     let mut workspace = W4A8Workspace::new(stream).unwrap();
     let mut rng = Rng::new(5);
     let shapes = [(1024, 8192), (8192, 1024), (2048, 640), (128, 64)];
-    for tokens in [1, 16, 32, 64, 128, 192, 200, 300] {
+    for tokens in [1, 16, 32, 64, 128, 192, 200, 300, 2048] {
         let cases = shapes.map(|(k, n)| {
             Case::new(Int4Shape::new(k, n, 128).unwrap(), tokens, Codes::Real, false, &mut rng)
         });

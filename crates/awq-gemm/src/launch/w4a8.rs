@@ -2,6 +2,7 @@
 
 use super::DeviceInt4Weights;
 use super::schedule::{ABSENT, Schedule, Tiling};
+use super::w4a8_widened::{self as widened, DEFAULT_BYTES};
 use crate::W4A8;
 use crate::pack::{BLOCK, Layout, UNIT, WINDOW};
 use bytemuck::{Pod, Zeroable};
@@ -174,19 +175,27 @@ struct Problem {
 #[derive(Debug)]
 pub struct W4A8Workspace {
     stream: Arc<CudaStream>,
-    partials: CudaSlice<f32>,
+    pub(super) partials: CudaSlice<f32>,
     /// Zero between launches.
-    flags: CudaSlice<u32>,
+    pub(super) flags: CudaSlice<u32>,
     /// Partials of small tiles, [`ABSENT`] between launches.
     values: CudaSlice<u32>,
     /// Of two launches in turn the second.
     turn: bool,
-    multiprocessors: usize,
+    /// Weights that products of large batches have widened.
+    pub(super) widened: CudaSlice<u8>,
+    pub(super) multiprocessors: usize,
 }
 
 impl W4A8Workspace {
-    /// Room for any W4A8 product on `stream`: 26 MB on an H200.
+    /// Room for any W4A8 product of up to a million input features on `stream`: 295 MB on an H200.
     pub fn new(stream: &Arc<CudaStream>) -> Result<Self> {
+        Self::with_widened_bytes(stream, DEFAULT_BYTES)
+    }
+
+    /// As `new`, with room for so many bytes of widened weights: batches of 2048 tokens and more take as many steps as their weights have
+    /// parts of that size, 1.03 bytes a weight. One step is at least 256 output features.
+    pub fn with_widened_bytes(stream: &Arc<CudaStream>, bytes: usize) -> Result<Self> {
         let multiprocessors = multiprocessors(stream)? as usize;
         let most = |by_value| {
             let variants = VARIANTS.iter().filter(move |variant| variant.by_value() == by_value);
@@ -200,6 +209,7 @@ impl W4A8Workspace {
             flags: zeros(stream, multiprocessors * flags, "flags of W4A8 products")?,
             values: upload(stream, &values, "partial sums of small W4A8 products")?,
             turn: false,
+            widened: zeros(stream, bytes, "widened weights of W4A8 products")?,
             multiprocessors,
         })
     }
@@ -215,7 +225,7 @@ impl W4A8 {
     /// - `y` bf16 or f16 `[tokens, out_features]`, at a multiple of 16 bytes
     ///
     /// No weight is rounded: codes are multiplied as they are, sums are promoted to f32 with their scale group by group,
-    /// zero points are taken out by the group sums. The same call gives the same bits; a row depends neither on the other
+    /// zero points are taken out by the group sums (from 2048 tokens on, in groups of 128, code - zero is multiplied). The same call gives the same bits; a row depends neither on the other
     /// rows nor on their number, as long as that takes tiles of the same width and as many of them.
     ///
     /// It may overlap the kernel before it in the stream (programmatic dependent launch): weights are read before that one
@@ -251,6 +261,9 @@ impl W4A8 {
         check_aligned_mut(check, "y", y, 16, stream)?;
         let own = workspace.stream.cu_stream() == stream.cu_stream();
         check.that(own, "workspace", "one made for this stream", "another stream's")?;
+        if widened::is_chosen(shape, tokens) {
+            return self.launch_widened(stream, x, weights, bias, workspace, y);
+        }
         let layout = Layout::new(shape)?;
         let (variant, schedule) = self.schedule(tokens, workspace.multiprocessors)?;
         if tokens == 0 {
@@ -326,6 +339,9 @@ impl W4A8 {
     /// How a batch of `tokens` is cut up on so many multiprocessors, for `group_size` 64 or 128 and `out_features` in
     /// multiples of 64.
     pub fn tiling(&self, tokens: usize, multiprocessors: usize) -> Result<Tiling> {
+        if widened::is_chosen(self.shape(), tokens) {
+            return widened::tiling(self.shape(), tokens, multiprocessors);
+        }
         let (variant, schedule) = self.schedule(tokens, multiprocessors)?;
         let tiling = schedule.tiling(variant.kernel.name());
         Ok(Tiling { blocks: tiling.blocks * variant.cluster, ..tiling })

@@ -135,8 +135,10 @@ fn real_layers_full_size() {
     {
         let shape = Int4Shape::new(in_features, out_features, 128).unwrap();
         let layer = Layer::new(stream, name, shape, &mut rng);
-        for tokens in [1, 16, 32, 64, 128, 192, 256] {
-            layer.w4a8(stream, &mut workspace, tokens, 20, &mut rng);
+        for (tokens, runs) in
+            [(1, 20), (16, 20), (32, 20), (64, 20), (128, 20), (192, 20), (256, 20), (2048, 4)]
+        {
+            layer.w4a8(stream, &mut workspace, tokens, runs, &mut rng);
         }
     }
 }

@@ -21,7 +21,7 @@ fn problem(rng: &mut Rng) -> (Int4Shape, usize) {
     const EDGES: [usize; 12] = [8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 384];
     let group_size = [64, 128][rng.below(0..2)];
     let tokens = match rng.below(0..20) {
-        0 => rng.below(500..2200),
+        0 => rng.below(500..3000),
         1..=5 => rng.below(1..400),
         6..=9 => rng.below(1..18),
         _ => EDGES[rng.below(0..EDGES.len())] - 1 + rng.below(0..3),
