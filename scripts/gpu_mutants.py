@@ -55,6 +55,8 @@ MUTANTS = [
      "fmaf(scale[1 - row], part[i], sum[i ^ 1]);"),
     ("w4a8-next-token's-group-sum", "awq-gemm", "w4a8.cuh", "const int token = min(first + i * kRows, p.tokens - 1);",
      "const int token = min(first + i * kRows + 1, p.tokens - 1);"),
+    ("w4a8-widens-without-the-sign", "awq-gemm", "w4a8_widen.cuh", "return magnitude | (~(codes + offset) & 0x80808080u);",
+     "return magnitude;"),
     ("decode-forgets-to-rescale", "gqa-attention", "decode_warp.cuh",
      "decay = exp2_approx(reference[j][e] - next);", "decay = 1.0f;"),
     ("decode-skips-a-page", "gqa-attention", "decode.cuh", "            state.add_page(", "            if (left != 2) state.add_page("),

@@ -19,7 +19,7 @@ static PRODUCT: Kernel = Kernel::new(&CUBIN, "w4a8_g128_widened_t256_f128");
 /// The smallest batch for which widening once costs less than widening beside the products.
 const FROM_TOKENS: usize = 2048;
 /// Room for widened weights: steps of it are long enough for their starts not to matter.
-pub(super) const DEFAULT_BYTES: usize = 256 << 20;
+pub(super) const DEFAULT_BYTES: usize = 512 << 20;
 
 // As `Widened` of w4a8_widened.cuh and the constants of w4a8_widen.cuh.
 const TOKENS: usize = 256;
@@ -209,7 +209,7 @@ mod tests {
             for units in [1, 64, 116, 464] {
                 let tile = CLUSTER * units * RECORD_BYTES;
                 assert_eq!(step_features(out_features, units, tile - 1), None);
-                for bytes in [tile, 3 * tile, 256 << 20] {
+                for bytes in [tile, 3 * tile, 512 << 20] {
                     let step = step_features(out_features, units, bytes).unwrap();
                     assert!(step.is_multiple_of(STEP_FEATURES));
                     assert!(step / STEP_FEATURES * tile <= bytes, "{out_features} {units} {bytes}");

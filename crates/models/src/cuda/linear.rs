@@ -1,10 +1,10 @@
 //! Linear layers of the CUDA backend: their weights on the device, and the form that their inputs come in.
 
 use super::tensor::{Input, Logits, Tensor, quantized};
-use super::{Cuda, lock};
+use super::{Cuda, lock, made};
 use crate::cpu::Int4Activations;
 use crate::weights::{LinearWeights, Matrix};
-use awq_gemm::{DeviceInt4Weights, PackedWeights, W4A8, W4A16};
+use awq_gemm::{DeviceInt4Weights, PackedWeights, W4A8, W4A8Workspace, W4A16, W4A16Workspace};
 use bytemuck::Pod;
 use cudarc::driver::{CudaSlice, DeviceRepr};
 use device::gpu::{download, upload};
@@ -120,11 +120,13 @@ impl Linear {
             DeviceMatrix::Int4 { weights, input_scale } => match cuda.int4_activations {
                 Int4Activations::Fp8 => {
                     let plan = W4A8::new(weights.shape());
+                    made(&mut lock(&cuda.w4a8), || W4A8Workspace::new(stream))?;
                     let form = Form::quantized(in_features, weights.shape().group_size(), input_scale)?;
                     (Product::W4A8 { plan, weights, bias: wide_bias(bias)? }, form)
                 }
                 Int4Activations::Full => {
                     let plan = W4A16::new(weights.shape());
+                    made(&mut lock(&cuda.w4a16), || W4A16Workspace::new(stream))?;
                     (Product::W4A16 { plan, weights, bias: wide_bias(bias)? }, Form::Plain)
                 }
             },
@@ -215,11 +217,13 @@ impl Linear {
             }
             (Product::W4A8 { plan, weights, bias }, Input::Quantized(x)) => {
                 let mut workspace = lock(&cuda.w4a8);
-                plan.launch(stream, x, weights, bias.as_ref(), &mut workspace, &mut y.values)?;
+                let workspace = made(&mut workspace, || W4A8Workspace::new(stream))?;
+                plan.launch(stream, x, weights, bias.as_ref(), workspace, &mut y.values)?;
             }
             (Product::W4A16 { plan, weights, bias }, Input::Plain(x)) => {
                 let mut workspace = lock(&cuda.w4a16);
-                plan.launch(stream, &x.values, weights, bias.as_ref(), &mut workspace, &mut y.values)?;
+                let workspace = made(&mut workspace, || W4A16Workspace::new(stream))?;
+                plan.launch(stream, &x.values, weights, bias.as_ref(), workspace, &mut y.values)?;
             }
             (Product::Fp8 { plan, codes, row_scales, bias }, Input::Quantized(x)) => {
                 plan.launch(stream, x, codes, row_scales, bias.as_ref(), &mut y.values)?;

@@ -41,8 +41,8 @@ pub struct Cuda {
     gpu: Gpu,
     pool: Pool,
     int4_activations: Int4Activations,
-    w4a8: Mutex<W4A8Workspace>,
-    w4a16: Mutex<W4A16Workspace>,
+    w4a8: Mutex<Option<W4A8Workspace>>,
+    w4a16: Mutex<Option<W4A16Workspace>>,
     indices: Mutex<Indices>,
     graphs: Mutex<Graphs>,
     /// Where sampled tokens land, and their log-probabilities behind them.
@@ -76,8 +76,8 @@ impl Cuda {
         let pool = Pool::new(gpu.stream());
         Ok(Self {
             int4_activations: Int4Activations::default(),
-            w4a8: Mutex::new(W4A8Workspace::new(gpu.stream())?),
-            w4a16: Mutex::new(W4A16Workspace::new(gpu.stream())?),
+            w4a8: Mutex::default(),
+            w4a16: Mutex::default(),
             indices: Mutex::new(Indices::new(&pool, FIRST_INDICES)?),
             graphs: Mutex::default(),
             sampled: Mutex::new(Pinned::zeros(gpu.context(), FIRST_INDICES)?),
@@ -294,6 +294,14 @@ impl Backend for Cuda {
 
     fn to_host(&self, logits: &Arc<Logits>) -> Result<Vec<f32>> {
         download(self.stream(), &*lock(&logits.values))
+    }
+}
+
+/// What the first layer that needs it makes, when it is loaded: a workspace may be large.
+fn made<T>(slot: &mut Option<T>, make: impl FnOnce() -> Result<T>) -> Result<&mut T> {
+    match slot {
+        Some(value) => Ok(value),
+        none => Ok(none.insert(make()?)),
     }
 }
 
