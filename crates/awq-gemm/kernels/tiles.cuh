@@ -187,6 +187,35 @@ struct Runs {
     }
 };
 
+// What of its work a block has asked for before the kernel before it was done.
+struct Early {
+    int units = 0, windows = 0;
+};
+
+// Weights do not depend on the kernel before this one: they fill the empty buffers before that has finished, and before the block's
+// other warps know of the barriers. All lanes of warp 0 walk; `load_unit(stages, runs, unit)` and `load_window(windows, runs, window)`
+// are called in one of them.
+template <class V, class Stages, class Windows, class P, class LoadUnit, class LoadWindow>
+__device__ __forceinline__ Early copy_early(Stages stages, Windows windows, const P& p, int lane, const LoadUnit& load_unit,
+                                            const LoadWindow& load_window) {
+    Segment s;
+    Early early;
+    for (Schedule<V> schedule(p); early.units < V::kStages && schedule.next(p, s);) {
+        const Runs<V> runs(p, locate<V>(p, s.tile));
+        for (int unit = s.first_unit; unit < s.end_unit && early.units < V::kStages; ++unit, ++early.units) {
+            if (unit == s.first_unit || unit % V::kWindowUnits == 0) {
+                if (early.windows == 2) return early;
+                if (lane == 0) load_window(windows, runs, unit / V::kWindowUnits);
+                ++early.windows;
+                windows.advance();
+            }
+            if (lane == 0) load_unit(stages, runs, unit);
+            stages.advance();
+        }
+    }
+    return early;
+}
+
 // Where a thread stands in its multiplying warpgroup and in the fragment layouts of wgmma.cuh. Warpgroup 0 copies.
 struct Lane {
     int multiplier, thread, warp, row, column;

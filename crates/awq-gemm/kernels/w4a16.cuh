@@ -59,33 +59,12 @@ __device__ __forceinline__ void load_window(const Windows<V>& windows, const Pro
     runs.template load<kParameterBytes>(windows.data(), p.parameters, window, p.work.windows, windows.full(), weights_policy(p));
 }
 
-// What of its work a block has asked for before the kernel before it was done.
-struct Early {
-    int units = 0, windows = 0;
-};
-
-// Weights do not depend on the kernel before this one: they fill the empty buffers before that has finished, and before the block's
-// other warps know of the barriers. All lanes of warp 0 walk, one copies.
 template <class V>
 __device__ __forceinline__ Early copy_early(uint32_t shared, const Problem& p, int lane) {
-    Segment s;
-    Early early;
-    Stages<V> stages(shared);
-    Windows<V> windows(shared);
-    for (Schedule<V> schedule(p.work); early.units < V::kStages && schedule.next(p.work, s);) {
-        const Runs<V> runs(p.work, locate<V>(p.work, s.tile));
-        for (int unit = s.first_unit; unit < s.end_unit && early.units < V::kStages; ++unit, ++early.units) {
-            if (unit == s.first_unit || unit % V::kWindowUnits == 0) {
-                if (early.windows == 2) return early;
-                if (lane == 0) load_window<V>(windows, p, runs, unit / V::kWindowUnits);
-                ++early.windows;
-                windows.advance();
-            }
-            if (lane == 0) load_unit<V>(stages, p, runs, unit);
-            stages.advance();
-        }
-    }
-    return early;
+    return packed::copy_early<V>(
+        Stages<V>(shared), Windows<V>(shared), p.work, lane,
+        [&](const Stages<V>& stages, const Runs<V>& runs, int unit) { load_unit<V>(stages, p, runs, unit); },
+        [&](const Windows<V>& windows, const Runs<V>& runs, int window) { load_window<V>(windows, p, runs, window); });
 }
 
 template <class V>
