@@ -9,8 +9,9 @@ use checkpoint::{Checkpoint, Files, ModelConfig, Quantization};
 use models::{KvDtype, MemoryPlan};
 use serde::Serialize;
 
-/// Kept free for activations, the CUDA context and cuBLASLt's workspace.
-const RESERVE: u64 = 4 << 30;
+/// Kept free for activations, workspaces and the CUDA context: Falcon-180B in steps of 8192 tokens takes 5.1 GiB beside its weights and
+/// KV cache (benches/records, 2026-11-23).
+const RESERVE: u64 = 5 << 30;
 
 #[derive(Serialize)]
 struct Report {
@@ -50,7 +51,7 @@ pub fn run(args: &args::Plan) -> Result<()> {
     let fits = report.weight_bytes + report.reserved_bytes <= report.memory_bytes;
     let rows = [
         ["weights".to_owned(), bytes(report.weight_bytes)],
-        ["reserved for activations".to_owned(), bytes(report.reserved_bytes)],
+        ["reserved for activations, workspaces".to_owned(), bytes(report.reserved_bytes)],
         [format!("KV cache a token ({})", report.kv_dtype), bytes(report.kv_bytes_per_token)],
         [format!("tokens of KV cache in {}", bytes(report.memory_bytes)), grouped(report.kv_tokens)],
         [format!("sequences of {} tokens", grouped(report.context)), grouped(report.sequences)],
