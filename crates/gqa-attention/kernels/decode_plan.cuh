@@ -202,7 +202,6 @@ __device__ __forceinline__ Share<columns> plan(const DecodeArgs& args, uint32_t 
         named_barrier_sync(barrier, lanes);
         // Within that lane's strip: a sequence to a lane.
         uint32_t index = start[worker].sequence, place = start[worker].place;
-        __syncwarp();  // all have read what one of them is about to write
         for (bool found = false; !found && share.begin < total; index += 32) {
             const Lengths lengths = load_lengths(args, min(index + lane, args.batch - 1));
             const Sequence seq = sequence_of<columns>(args, lengths);

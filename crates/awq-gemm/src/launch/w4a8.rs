@@ -225,8 +225,9 @@ impl W4A8 {
     /// - `y` bf16 or f16 `[tokens, out_features]`, at a multiple of 16 bytes
     ///
     /// No weight is rounded: codes are multiplied as they are, sums are promoted to f32 with their scale group by group,
-    /// zero points are taken out by the group sums (from 2048 tokens on, in groups of 128, code - zero is multiplied). The same call gives the same bits; a row depends neither on the other
-    /// rows nor on their number, as long as that takes tiles of the same width and as many of them.
+    /// zero points are taken out by the group sums (from 2048 tokens on, in groups of 128, `code - zero` is multiplied). The same
+    /// call gives the same bits; a row depends neither on the other rows nor on their number, as long as that takes tiles of the
+    /// same width and as many of them, and, from 2048 tokens on, a workspace of the same size.
     ///
     /// It may overlap the kernel before it in the stream (programmatic dependent launch): weights are read before that one
     /// has finished, so it must not be one that writes them, and the one behind this must wait for this where it is launched
